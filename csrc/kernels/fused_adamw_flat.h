@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+
+#include "math/adamw.h"
+#include "math/number.h"
+
+namespace torch_ire {
+
+// One tensor of the list: every pointer has numel elements of the tensor's memory order.
+template <class T>
+struct AdamwFlatSpan {
+  T* theta;
+  const T* theta_from;  // where the step starts; theta itself, or the backup of a SAM step
+  const T* grad;
+  opmath_t<T>* exp_avg;
+  opmath_t<T>* exp_avg_sq;
+  const uint8_t* flat_mask;  // bit i % 8 of byte i / 8; null: no coordinate is flat
+  int64_t numel;
+  bool stochastic;        // bfloat16 only: round stochastically, with ...
+  uint64_t rounding_key;  // ... a key that mixes seed, tensor and step
+};
+
+// Coordinates [begin, end) of one tensor; begin is a multiple of 8. `grad_factor` multiplies the gradient (-1 for
+// maximize, over the loss scale).
+template <class T>
+void fused_adamw_flat_range_cpu(const AdamwFlatSpan<T>& span, const AdamwCoefficients<opmath_t<T>>& coefficients,
+                                opmath_t<T> grad_factor, int64_t begin, int64_t end);
+
+}  // namespace torch_ire

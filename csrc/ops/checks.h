@@ -1,0 +1,77 @@
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+// The checks that every operator makes before its first write. The dispatcher looks at one tensor of a list at most, so
+// device, dtype, shape and layout of all of them are checked here. A message says operator, argument, index, what was
+// expected and what came.
+namespace torch_ire {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using TensorList = std::vector<Tensor>;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const Parts&... parts) {
+  std::ostringstream message;
+  message << "torch_ire::" << op << ": ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <class... Parts>
+void check(bool condition, const char* op, const Parts&... parts) {
+  if (!condition) fail(op, parts...);
+}
+
+const char* name_of(ScalarType dtype);
+std::string device_name(const Tensor& tensor);
+std::string shape_of(const Tensor& tensor);
+
+// float32 for the half types and float32, float64 for float64: moments, scores and norms.
+ScalarType opmath_dtype(ScalarType dtype);
+
+// The first list of an operator: strided, dense (no gaps, no overlaps), of one floating dtype, on one device.
+void check_leading_list(const char* op, const char* name, const TensorList& list);
+
+// A list that runs along the leading one: as long, same device, same shapes and strides, of the given dtype. May be
+// empty if `optional`.
+void check_list_like(const char* op, const char* name, const TensorList& list, const char* leading_name,
+                     const TensorList& leading, ScalarType dtype, bool optional = false);
+
+// Packed masks: uint8, one-dimensional, ceil(numel / 8) bytes a tensor of the leading list, or no mask at all.
+void check_masks(const char* op, const char* name, const TensorList& masks, const char* leading_name,
+                 const TensorList& leading, bool optional = true);
+
+// Counters: float32 with one element, on the device of the leading list or on the CPU.
+void check_steps(const char* op, const char* name, const TensorList& steps, const char* leading_name,
+                 const TensorList& leading, bool optional = false);
+
+// A scalar that lives in memory: one element, floating, on the device of `like`.
+void check_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like);
+
+// The scalars that a step can take from memory.
+void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor& grad_scale,
+                        const OptionalTensor& found_inf, const OptionalTensor& lr_tensor,
+                        const OptionalTensor& kappa_tensor);
+
+// One key a tensor, for bfloat16 only, or none.
+void check_rounding_keys(const char* op, const std::vector<int64_t>& keys, const TensorList& params);
+
+// Value of a one-element floating CPU tensor.
+double scalar_value(const Tensor& scalar);
+
+inline double scalar_or(const OptionalTensor& scalar, double otherwise) {
+  return scalar.has_value() ? scalar_value(*scalar) : otherwise;
+}
+
+}  // namespace torch_ire

@@ -1,0 +1,65 @@
+#include "kernels/fused_adamw_flat.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "math/counter_rng.h"
+#include "ops/dispatch.h"
+#include "ops/fused_adamw_flat.h"
+#include "ops/parallel.h"
+
+namespace torch_ire {
+namespace {
+
+void fused_adamw_flat_cpu(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+                          const TensorList& exp_avg_sqs, const TensorList& state_steps, const TensorList& flat_masks,
+                          const TensorList& restore_from, double lr, double beta1, double beta2, double eps,
+                          double weight_decay, double kappa, bool amplify_weight_decay, bool maximize,
+                          const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
+                          const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
+                          const std::vector<int64_t>& rounding_keys) {
+  check_fused_adamw_flat(params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from, grad_scale,
+                         found_inf, lr_tensor, kappa_tensor, rounding_keys);
+  const bool skip = scalar_or(found_inf, 0.0) != 0.0;
+  if (skip && restore_from.empty()) return;
+  const double grad_factor = (maximize ? -1.0 : 1.0) / scalar_or(grad_scale, 1.0);
+  const AdamwHyperparameters hyperparameters{
+      scalar_or(lr_tensor, lr), beta1, beta2, eps, weight_decay, scalar_or(kappa_tensor, kappa), amplify_weight_decay};
+
+  dispatch_floating(params[0].scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using opmath = opmath_t<T>;
+    std::vector<AdamwFlatSpan<T>> spans(params.size());
+    std::vector<AdamwCoefficients<opmath>> coefficients(params.size());
+    for (size_t i = 0; i < params.size(); ++i) {
+      T* theta = data_of<T>(params[i]);
+      const T* backup = data_or_null<T>(restore_from, i);
+      float* step = data_of<float>(state_steps[i]);
+      if (!skip) *step += 1.0f;
+      coefficients[i] = adamw_coefficients<opmath>(hyperparameters, *step);
+      const bool stochastic = !rounding_keys.empty();
+      spans[i] = {theta,
+                  backup != nullptr ? backup : theta,
+                  data_of<T>(grads[i]),
+                  data_of<opmath>(exp_avgs[i]),
+                  data_of<opmath>(exp_avg_sqs[i]),
+                  data_or_null<uint8_t>(flat_masks, i),
+                  params[i].numel(),
+                  stochastic,
+                  stochastic ? mix64(static_cast<uint64_t>(rounding_keys[i]), static_cast<uint64_t>(*step)) : 0};
+    }
+    parallel_over_list(params, [&](size_t i, int64_t begin, int64_t end) {
+      if (skip)
+        std::copy(spans[i].theta_from + begin, spans[i].theta_from + end, spans[i].theta + begin);
+      else
+        fused_adamw_flat_range_cpu(spans[i], coefficients[i], static_cast<opmath>(grad_factor), begin, end);
+    });
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_ire, CPU, m) {
+  m.impl("fused_adamw_flat_", TORCH_BOX(&fused_adamw_flat_cpu));
+}
+
+}  // namespace torch_ire

@@ -1,0 +1,47 @@
+// Every operator of the library, grouped. Implementations register themselves in the file of the operator's name.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(torch_ire, m) {
+  // Steps. theta <- theta + (1 + kappa n) Delta, Delta the displacement of the base optimizer. An empty `flat_masks`
+  // means n = 0, an empty `restore_from` that the step starts at the parameters themselves, an empty `rounding_keys`
+  // rounding to nearest. `lr_tensor` and `kappa_tensor` override the floats. state_steps are advanced by one, unless
+  // `found_inf` is non-zero: then nothing changes but what `restore_from` restores.
+  m.def(
+      "fused_adamw_flat_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] state_steps, Tensor[] flat_masks, Tensor[] restore_from, *, float lr, float beta1, float beta2, "
+      "float eps, float weight_decay, float kappa, bool amplify_weight_decay=True, bool maximize=False, "
+      "Tensor? grad_scale=None, Tensor? found_inf=None, Tensor? lr_tensor=None, Tensor? kappa_tensor=None, "
+      "int[] rounding_keys=[]) -> ()");
+  // momentum_buffers are empty where momentum = 0; state_steps may be empty unless dampening or rounding_keys need the
+  // count.
+  m.def(
+      "fused_sgd_flat_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] state_steps, "
+      "Tensor[] flat_masks, Tensor[] restore_from, *, float lr, float momentum, float dampening, float weight_decay, "
+      "bool nesterov, float kappa, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None, "
+      "Tensor? lr_tensor=None, Tensor? kappa_tensor=None, int[] rounding_keys=[]) -> ()");
+  // theta += kappa n (theta - (1 - decay) previous): IRE after a step that some other optimizer took from `previous`.
+  m.def(
+      "displacement_flat_(Tensor(a!)[] params, Tensor[] previous, Tensor[] flat_masks, *, float kappa, float decay=0., "
+      "Tensor? kappa_tensor=None) -> ()");
+
+  // SAM. backups <- params, params += rho e(grads), e = g / norm or, adaptive, theta^2 g / norm; a norm that is not
+  // finite moves nothing.
+  m.def(
+      "sam_perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, Tensor norm, *, float rho, "
+      "bool adaptive=False) -> ()");
+  // sqrt(sum x^2), or sqrt(sum (w x)^2) where weights are given
+  m.def("global_norm(Tensor[] tensors, Tensor[] weights) -> Tensor");
+
+  // Curvature to mask. `score` says what of a tensor is ranked: "value" x, "abs" |x|, "square" x^2 rounded to float32.
+  // h <- beta h + (1 - beta) num_predictions (g / grad_scale)^2
+  m.def(
+      "hessian_diag_(Tensor(a!)[] hessian_diags, Tensor[] grads, *, float beta, float num_predictions=1., "
+      "Tensor? grad_scale=None) -> ()");
+  // the k-th smallest score (k from 1) over all tensors; `hint` is a guess at the answer that can only change the time
+  m.def("kth_value(Tensor[] tensors, int k, *, str score=\"value\", Tensor? hint=None) -> Tensor");
+  // bit = score is finite and score <= threshold
+  m.def("flat_mask_(Tensor(a!)[] flat_masks, Tensor[] scores, Tensor threshold, *, str score=\"value\") -> ()");
+
+  // One label a row from softmax(logits), and the row's logsumexp from the same read.
+  m.def("sample_labels(Tensor logits, *, int seed, int offset) -> (Tensor labels, Tensor logsumexp)");
+}

@@ -1,0 +1,31 @@
+"""Loads the native operators and says where they can be used."""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+
+import torch
+
+module: ModuleType | None
+error: str | None
+try:
+    from torch_ire import _C as module  # type: ignore[no-redef]  # noqa: N811
+
+    error = None
+except ImportError as failure:
+    module = None
+    error = str(failure)
+    warnings.warn(
+        f"torch_ire: the native operators did not load ({error}); the reference implementation in plain torch is used "
+        "instead: same results, slower. `torch_ire.show_config()` has the details.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def available(device: torch.device) -> bool:
+    """Whether the native operators run on tensors of ``device``."""
+    if module is None:
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and bool(module.with_cuda))

@@ -1,0 +1,57 @@
+"""IRE on AdamW, one tensor at a time in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from torch_ire.reference.arithmetic import flat_bits, opmath, round_stochastic, scalar, step_key
+
+
+def fused_adamw_flat_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    flat_masks: Sequence[Tensor] = (),
+    restore_from: Sequence[Tensor] = (),
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    kappa: float,
+    amplify_weight_decay: bool = True,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    lr_tensor: Tensor | None = None,
+    kappa_tensor: Tensor | None = None,
+    rounding_keys: Sequence[int] = (),
+) -> None:
+    """See :func:`torch_ire.ops.fused_adamw_flat_`, which this mirrors."""
+    skip = found_inf is not None and bool(found_inf)
+    lr, kappa = scalar(lr_tensor, lr), scalar(kappa_tensor, kappa)
+    grad_factor = (-1.0 if maximize else 1.0) / scalar(grad_scale, 1.0)
+    for i, param in enumerate(params):
+        if restore_from:
+            param.copy_(restore_from[i])
+        if skip:
+            continue
+        state_steps[i].add_(1)
+        t = float(state_steps[i])
+        theta, g = opmath(param), opmath(grads[i]) * grad_factor
+        m, v = exp_avgs[i], exp_avg_sqs[i]
+        m.add_((g - m) * (1 - beta1))
+        v.mul_(beta2).add_((1 - beta2) * g * g)
+        denominator = v.sqrt() / (1 - beta2**t) ** 0.5 + eps
+        gain = 1 + kappa * flat_bits(flat_masks, i, param).to(theta.dtype)
+        decay = lr * weight_decay * (gain if amplify_weight_decay else 1.0)
+        theta = theta * (1 - decay) - gain * (lr / (1 - beta1**t)) * m / denominator
+        param.copy_(round_stochastic(theta, step_key(rounding_keys[i], int(t))) if rounding_keys else theta)
+
+
+__all__ = ["fused_adamw_flat_"]
