@@ -3,6 +3,14 @@
 Names and semantics are those of :mod:`torch_ire.ops`, whose docstrings hold for both. Nothing is checked beyond what torch itself checks.
 """
 
+from torch_ire.reference.displacement_flat import displacement_flat_
 from torch_ire.reference.fused_adamw_flat import fused_adamw_flat_
+from torch_ire.reference.fused_sgd_flat import fused_sgd_flat_
+from torch_ire.reference.sam_perturb import sam_perturb_
 
-__all__ = ["fused_adamw_flat_"]
+__all__ = [
+    "displacement_flat_",
+    "fused_adamw_flat_",
+    "fused_sgd_flat_",
+    "sam_perturb_",
+]

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+
+#include "math/number.h"
+#include "math/sgd.h"
+
+namespace torch_ire {
+
+// One tensor of the list: every pointer has numel elements of the tensor's memory order.
+template <class T>
+struct SgdFlatSpan {
+  T* theta;
+  const T* theta_from;  // where the step starts; theta itself, or the backup of a SAM step
+  const T* grad;
+  opmath_t<T>* momentum_buffer;  // null without momentum
+  const uint8_t* flat_mask;      // bit i % 8 of byte i / 8; null: no coordinate is flat
+  int64_t numel;
+  bool stochastic;        // bfloat16 only: round stochastically, with ...
+  uint64_t rounding_key;  // ... a key that mixes seed, tensor and step
+};
+
+// Coordinates [begin, end) of one tensor; begin is a multiple of 8. `grad_factor` multiplies the gradient (-1 for
+// maximize, over the loss scale).
+template <class T>
+void fused_sgd_flat_range_cpu(const SgdFlatSpan<T>& span, const SgdCoefficients<opmath_t<T>>& coefficients,
+                              SgdMomentum momentum, opmath_t<T> grad_factor, int64_t begin, int64_t end);
+
+}  // namespace torch_ire

@@ -1,0 +1,19 @@
+#pragma once
+
+#include "math/host_device.h"
+
+// IRE after a step that any optimizer took (arXiv 2405.20763, Algorithm 1), one coordinate: with Delta = theta -
+// previous,
+//
+//   theta <- theta + kappa n (Delta + decay previous).
+//
+// decay = 0 amplifies the whole displacement; decay = lr weight_decay takes a decoupled weight decay out of what is
+// amplified.
+namespace torch_ire {
+
+template <class opmath>
+TORCH_IRE_HD opmath displacement_flat_step(opmath theta, opmath previous, bool flat, opmath kappa, opmath keep) {
+  return flat ? theta + kappa * (theta - keep * previous) : theta;
+}
+
+}  // namespace torch_ire
