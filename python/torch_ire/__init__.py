@@ -1,5 +1,5 @@
 """Implicit Regularization Enhancement for PyTorch: flat minima at the speed of the fused base optimizer."""
 
-from torch_ire import _native, ops, reference
+from torch_ire import ops, reference
 
 __all__ = ["ops", "reference"]

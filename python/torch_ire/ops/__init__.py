@@ -1,6 +1,7 @@
 """Typed wrappers of ``torch.ops.torch_ire.*``: one function an operator, under the operator's name.
 
-They take the native operator where it runs and :mod:`torch_ire.reference` elsewhere, and accept empty lists, which the dispatcher can't.
+They take the native operator where it runs and :mod:`torch_ire.reference` elsewhere, and accept empty lists, which the
+dispatcher can't.
 """
 
 from torch_ire.ops.displacement_flat import displacement_flat_

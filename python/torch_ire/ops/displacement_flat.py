@@ -25,21 +25,26 @@ def displacement_flat_(
         \theta \leftarrow \theta + \kappa n \, (\theta - (1 - \delta) \, \theta_{\text{previous}})
 
     Args:
-        params: Tensors after the step, updated in place; float32, float64, bfloat16 or float16, dense, one dtype and device.
+        params: Tensors after the step, updated in place; float32, float64, bfloat16 or float16, dense, one dtype and
+            device.
         previous: The same tensors before the step. Read only.
-        flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in memory order.
+        flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in
+            memory order.
         kappa: Enhancement of the flat coordinates.
-        decay: :math:`\delta`, the share by which a decoupled weight decay shrank the parameters (lr times weight decay) and which is to stay at its base rate; 0 amplifies everything.
+        decay: :math:`\delta`, the share by which a decoupled weight decay shrank the parameters (lr times weight decay)
+            and which is to stay at its base rate; 0 amplifies everything.
         kappa_tensor: One number on the device that replaces ``kappa``.
 
     Raises:
-        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been changed then.
+        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
+            changed then.
 
     Cost: 12 + 1/8 bytes a float32 coordinate; no workspace.
     Determinism: elementwise, the same bits run to run; sharp coordinates keep their bits.
 
     References:
-        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763, Algorithm 1.
+        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
+        Algorithm 1.
     """
     if not params:
         return

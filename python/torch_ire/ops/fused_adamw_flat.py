@@ -42,13 +42,17 @@ def fused_adamw_flat_(
     with the moments :math:`m, v` of the raw gradient and :math:`n \in \{0, 1\}` the flat mask.
 
     Args:
-        params: Tensors to update in place; float32, float64, bfloat16 or float16, dense (any dense strides), one dtype and device.
+        params: Tensors to update in place; float32, float64, bfloat16 or float16, dense (any dense strides), one dtype
+            and device.
         grads: Gradients; dtype, shape and strides of the parameters. Read only.
         exp_avgs: First moments, updated in place; float64 for float64 parameters, else float32.
         exp_avg_sqs: Second moments, likewise.
-        state_steps: One float32 number a tensor, the steps taken so far; advanced by one. On the device of the parameters.
-        flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in memory order. Empty: nothing is flat.
-        restore_from: Where the step starts instead of at the parameters (the backup of a SAM step). Empty: at the parameters.
+        state_steps: One float32 number a tensor, the steps taken so far; advanced by one. On the device of the
+            parameters.
+        flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in
+            memory order. Empty: nothing is flat.
+        restore_from: Where the step starts instead of at the parameters (the backup of a SAM step). Empty: at the
+            parameters.
         lr: Learning rate.
         beta1: Decay rate of the first moment.
         beta2: Decay rate of the second moment.
@@ -61,16 +65,19 @@ def fused_adamw_flat_(
         found_inf: One number; where it is not 0, nothing changes but what ``restore_from`` restores.
         lr_tensor: One number on the device that replaces ``lr``.
         kappa_tensor: One number on the device that replaces ``kappa``.
-        rounding_keys: One integer a tensor: results are rounded to bfloat16 stochastically with random numbers that depend on key, step and element alone. Empty: to nearest.
+        rounding_keys: One integer a tensor: results are rounded to bfloat16 stochastically with random numbers that
+            depend on key, step and element alone. Empty: to nearest.
 
     Raises:
-        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been changed then.
+        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
+            changed then.
 
     Cost: 28 + 1/8 bytes a float32 coordinate, 4 more with ``restore_from``; no workspace.
     Determinism: elementwise, the same bits run to run; CPU and CUDA agree to 2 ulp.
 
     References:
-        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763, Algorithm 1.
+        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
+        Algorithm 1.
         Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101, Algorithm 2.
     """
     if not params:

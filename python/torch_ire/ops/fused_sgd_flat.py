@@ -40,12 +40,17 @@ def fused_sgd_flat_(
     In the first step :math:`b \leftarrow u`, as in ``torch.optim.SGD``; without momentum :math:`b = u`.
 
     Args:
-        params: Tensors to update in place; float32, float64, bfloat16 or float16, dense (any dense strides), one dtype and device.
+        params: Tensors to update in place; float32, float64, bfloat16 or float16, dense (any dense strides), one dtype
+            and device.
         grads: Gradients; dtype, shape and strides of the parameters. Read only.
-        momentum_buffers: Momenta, updated in place, zero before the first step; float64 for float64 parameters, else float32. Empty where ``momentum`` is 0.
-        state_steps: One float32 number a tensor, the steps taken so far; advanced by one. Needed with dampening (0 marks the first step) and with ``rounding_keys``, else it may be empty.
-        flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in memory order. Empty: nothing is flat.
-        restore_from: Where the step starts instead of at the parameters (the backup of a SAM step). Empty: at the parameters.
+        momentum_buffers: Momenta, updated in place, zero before the first step; float64 for float64 parameters, else
+            float32. Empty where ``momentum`` is 0.
+        state_steps: One float32 number a tensor, the steps taken so far; advanced by one. Needed with dampening (0
+            marks the first step) and with ``rounding_keys``, else it may be empty.
+        flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in
+            memory order. Empty: nothing is flat.
+        restore_from: Where the step starts instead of at the parameters (the backup of a SAM step). Empty: at the
+            parameters.
         lr: Learning rate.
         momentum: Momentum factor.
         dampening: Dampening of the momentum.
@@ -57,16 +62,20 @@ def fused_sgd_flat_(
         found_inf: One number; where it is not 0, nothing changes but what ``restore_from`` restores.
         lr_tensor: One number on the device that replaces ``lr``.
         kappa_tensor: One number on the device that replaces ``kappa``.
-        rounding_keys: One integer a tensor: results are rounded to bfloat16 stochastically with random numbers that depend on key, step and element alone. Empty: to nearest.
+        rounding_keys: One integer a tensor: results are rounded to bfloat16 stochastically with random numbers that
+            depend on key, step and element alone. Empty: to nearest.
 
     Raises:
-        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been changed then.
+        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
+            changed then.
 
-    Cost: 20 + 1/8 bytes a float32 coordinate with momentum, 12 + 1/8 without, 4 more with ``restore_from``; no workspace.
+    Cost: 20 + 1/8 bytes a float32 coordinate with momentum, 12 + 1/8 without, 4 more with ``restore_from``; no
+    workspace.
     Determinism: elementwise, the same bits run to run; CPU and CUDA agree to 2 ulp.
 
     References:
-        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763, Algorithm 1.
+        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
+        Algorithm 1.
     """
     if not params:
         return

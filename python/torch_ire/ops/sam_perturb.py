@@ -29,14 +29,17 @@ def sam_perturb_(
 
     Args:
         params: Tensors to move in place; float32, float64, bfloat16 or float16, dense, one dtype and device.
-        grads: Directions; dtype, shape and strides of the parameters. Read only. Their scale cancels, so an AMP loss scale may stay in.
+        grads: Directions; dtype, shape and strides of the parameters. Read only. Their scale cancels, so an AMP loss
+            scale may stay in.
         backups: Receive the parameters as they were; dtype, shape and strides of the parameters.
-        norm: One number on the device: :func:`torch_ire.ops.global_norm` of the gradients (adaptive: with the parameters as weights). One that is not finite moves nothing.
+        norm: One number on the device: :func:`torch_ire.ops.global_norm` of the gradients (adaptive: with the
+            parameters as weights). One that is not finite moves nothing.
         rho: Radius of the perturbation.
         adaptive: ASAM.
 
     Raises:
-        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been changed then.
+        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
+            changed then.
 
     Cost: 16 bytes a float32 coordinate; no workspace.
     Determinism: elementwise, the same bits run to run.

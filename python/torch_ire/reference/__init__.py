@@ -1,6 +1,7 @@
 """Every operator in plain torch: slow, obvious, on any device and in float64 too.
 
-Names and semantics are those of :mod:`torch_ire.ops`, whose docstrings hold for both. Nothing is checked beyond what torch itself checks.
+Names and semantics are those of :mod:`torch_ire.ops`, whose docstrings hold for both. Nothing is checked beyond what
+torch itself checks.
 """
 
 from torch_ire.reference.displacement_flat import displacement_flat_

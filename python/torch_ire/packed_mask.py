@@ -1,0 +1,64 @@
+"""The flat mask as packed bits: one bit a coordinate in memory, a bool tensor of the parameter's shape in checkpoints.
+
+Coordinate ``i`` of a dense tensor, counted in memory order, is bit ``i % 8`` of byte ``i // 8``; the bits behind the last
+coordinate are 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def memory_order(tensor: Tensor) -> Tensor:
+    """A flat view of a dense tensor whose element i is the i-th in memory."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def num_bytes(numel: int) -> int:
+    """Bytes of the mask of ``numel`` coordinates."""
+    return (numel + 7) // 8
+
+
+def empty_mask(like: Tensor) -> Tensor:
+    """A mask for the coordinates of ``like`` in which nothing is flat."""
+    return torch.zeros(num_bytes(like.numel()), dtype=torch.uint8, device=like.device)
+
+
+def pack(flags: Tensor) -> Tensor:
+    """A dense bool tensor as packed bits in its memory order.
+
+    Args:
+        flags: bool, any shape, dense.
+
+    Returns:
+        uint8 of shape (ceil(numel / 8),).
+    """
+    padded = torch.zeros(num_bytes(flags.numel()) * 8, dtype=torch.uint8, device=flags.device)
+    padded[: flags.numel()] = memory_order(flags)
+    shifts = torch.arange(8, dtype=torch.uint8, device=flags.device)
+    return (padded.view(-1, 8) << shifts).sum(1, dtype=torch.uint8)
+
+
+def unpack(flat_mask: Tensor, like: Tensor) -> Tensor:
+    """Packed bits as a bool tensor; the inverse of :func:`pack`.
+
+    Args:
+        flat_mask: uint8 of shape (ceil(numel / 8),).
+        like: The dense tensor whose coordinates the bits are.
+
+    Returns:
+        bool with the shape and strides of ``like``.
+    """
+    shifts = torch.arange(8, dtype=torch.uint8, device=flat_mask.device)
+    bits = (flat_mask.unsqueeze(1) >> shifts) & 1
+    out = torch.empty_like(like, dtype=torch.bool)
+    memory_order(out).copy_(bits.flatten()[: like.numel()])
+    return out
+
+
+def count_flat(flat_mask: Tensor) -> Tensor:
+    """The number of set bits, int64, shape (), on the device of the mask."""
+    pairs = flat_mask - ((flat_mask >> 1) & 0x55)
+    nibbles = (pairs & 0x33) + ((pairs >> 2) & 0x33)
+    return ((nibbles + (nibbles >> 4)) & 0x0F).sum(dtype=torch.int64)
