@@ -10,7 +10,7 @@ import torch
 module: ModuleType | None
 error: str | None
 try:
-    from torch_ire import _C as module  # type: ignore[no-redef]  # noqa: N811
+    from torch_ire import _C as module  # noqa: N811
 
     error = None
 except ImportError as failure:

@@ -32,4 +32,5 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     """Registers the shape function of an operator; without the native library there is no operator to register."""
     if _native.module is None:
         return lambda function: function
-    return torch.library.register_fake(f"torch_ire::{name}")
+    register: Callable[[Callable[..., Any]], Callable[..., Any]] = torch.library.register_fake(f"torch_ire::{name}")
+    return register

@@ -1,0 +1,109 @@
+"""The arguments that IRE adds to an optimizer, their checks, and the schedule that they define.
+
+They live in the parameter groups, one value a group, beside the arguments of the base optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Curvature = Literal["fisher", "second_moment", "hutchinson", "random"]
+Ranking = Literal["global", "group", "parameter"]
+Rounding = Literal["nearest", "stochastic"]
+Implementation = Literal["native", "reference"]
+
+CHOICES: dict[str, Sequence[Any]] = {
+    "curvature": ("fisher", "second_moment", "hutchinson", "random"),
+    "ranking": ("global", "group", "parameter"),
+    "rounding": ("nearest", "stochastic"),
+    "implementation": (None, "native", "reference"),
+}
+
+# Curvatures whose mask step() refreshes by itself: they need no gradient but the training one.
+SELF_REFRESHING = ("second_moment", "random")
+
+# What a group counts: steps of the schedule, the step of its last refresh (-1: none), and the largest learning rate so
+# far.
+COUNTERS: dict[str, Any] = {"ire_step": 0, "ire_mask_step": -1, "ire_max_lr": 0.0}
+
+
+def ire_defaults(
+    *,
+    kappa: float | Tensor,
+    gamma: float,
+    warmup_steps: int,
+    mask_interval: int,
+    curvature: Curvature,
+    curvature_beta: float,
+    kappa_follows_lr: bool,
+    amplify_weight_decay: bool,
+    ranking: Ranking,
+    seed: int,
+    implementation: Implementation | None,
+) -> dict[str, Any]:
+    """The IRE part of an optimizer's defaults, counters included."""
+    return {**locals(), **COUNTERS}
+
+
+def check_ire_arguments(group: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for the first IRE argument of a group that is out of its range."""
+    kappa = group["kappa"]
+    if isinstance(kappa, Tensor):
+        if kappa.numel() != 1:
+            raise ValueError("Tensor kappa must be 1-element")
+    elif not kappa >= 0.0:
+        raise ValueError(f"Invalid kappa value: {kappa}")
+    if not 0.0 <= group["gamma"] <= 1.0:
+        raise ValueError(f"Invalid gamma value: {group['gamma']}")
+    if not (isinstance(group["warmup_steps"], int) and group["warmup_steps"] >= 0):
+        raise ValueError(f"Invalid warmup_steps value: {group['warmup_steps']}")
+    if not (isinstance(group["mask_interval"], int) and group["mask_interval"] >= 1):
+        raise ValueError(f"Invalid mask_interval value: {group['mask_interval']}")
+    if not 0.0 <= group["curvature_beta"] < 1.0:
+        raise ValueError(f"Invalid curvature_beta value: {group['curvature_beta']}")
+    if group["curvature_beta"] > 0.0 and group["curvature"] in SELF_REFRESHING:
+        kind = group["curvature"]
+        raise ValueError(f"curvature_beta is for gradients drawn at a refresh, not for curvature={kind!r}")
+    for name, choices in CHOICES.items():
+        if name in group and group[name] not in choices:
+            known = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"Invalid {name} value: {group[name]!r} (expected one of {known})")
+
+
+def is_due(group: Mapping[str, Any]) -> bool:
+    """Whether step ``t`` is one of ``T_w, T_w + K, T_w + 2K, ...`` (Algorithm 1) and its refresh has not been made."""
+    since: int = group["ire_step"] - group["warmup_steps"]
+    return since >= 0 and since % int(group["mask_interval"]) == 0 and bool(group["ire_mask_step"] != group["ire_step"])
+
+
+def enhancement(group: dict[str, Any]) -> float | Tensor:
+    """kappa_eff of the coming step: kappa, times ``lr / max lr seen`` where it follows the learning rate.
+
+    Notes the learning rate. A tensor learning rate gives a tensor, without a device synchronisation.
+    """
+    kappa: float | Tensor = group["kappa"]
+    lr: float | Tensor = group["lr"]
+    if not group["kappa_follows_lr"]:
+        return kappa
+    if isinstance(lr, Tensor):
+        group["ire_max_lr"] = torch.maximum(torch.as_tensor(group["ire_max_lr"], dtype=lr.dtype, device=lr.device), lr)
+        return kappa * torch.where(group["ire_max_lr"] > 0, lr / group["ire_max_lr"], torch.ones_like(lr))
+    group["ire_max_lr"] = max(float(group["ire_max_lr"]), lr)
+    return kappa * (lr / group["ire_max_lr"]) if group["ire_max_lr"] > 0 else kappa
+
+
+def moves_nothing(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every learning rate is 0, as in the rehearsal step by which checkpointing tools create optimizer state.
+
+    Such a step leaves the parameters alone, so it does not advance the schedule either. A learning rate in device
+    memory is
+    not read.
+    """
+    return all(
+        float(group["lr"]) == 0.0 if not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu" else False
+        for group in groups
+    )

@@ -1,0 +1,93 @@
+"""From parameters to lists that an operator takes: one device, one dtype, dense tensors of equal strides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_ire.packed_mask import empty_mask
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory without gaps or overlaps, in whatever order."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor itself if its elements lie in memory as those of ``like`` do, else a copy for which they do."""
+    return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def dense_gradient(param: Tensor, owner: str) -> Tensor | None:
+    """``param.grad``, checked: ``None`` where there is none, an error where it is sparse."""
+    grad = param.grad
+    if grad is not None and grad.layout != torch.strided:
+        raise RuntimeError(f"{owner} does not support sparse gradients")
+    return grad
+
+
+@dataclass
+class Batch:
+    """Parameters of one group, device and dtype that take a step together, with everything the step needs of them."""
+
+    group: dict[str, Any]
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    restore_from: list[Tensor] = field(default_factory=list)
+    # parameters with gaps in memory step through a dense copy: (parameter, copy)
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, index: int, param: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
+        """Appends one parameter; ``index`` counts the parameters of the optimizer."""
+        if not is_dense(param):
+            dense = torch.empty_like(param).copy_(param)
+            self.copies.append((param, dense))
+            param = dense
+        self.params.append(param)
+        self.grads.append(laid_out_like(grad, param))
+        self.states.append(state)
+        self.indices.append(index)
+
+    def moments(self, key: str) -> list[Tensor]:
+        """One state tensor of every parameter, in the parameter's layout."""
+        tensors = []
+        for param, state in zip(self.params, self.states, strict=True):
+            if state[key].stride() != param.stride():
+                state[key] = laid_out_like(state[key], param)
+            tensors.append(state[key])
+        return tensors
+
+    def flat_masks(self) -> list[Tensor]:
+        """The packed masks; empty if no parameter of the batch has one."""
+        masks = [state.get("flat_mask") for state in self.states]
+        if all(mask is None for mask in masks):
+            return []
+        return [empty_mask(p) if mask is None else mask for p, mask in zip(self.params, masks, strict=True)]
+
+    def write_back(self) -> None:
+        """Brings the results of dense copies home."""
+        for param, dense in self.copies:
+            param.copy_(dense)
+
+
+def indexed_parameters(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
+    """All parameters with their position in the optimizer, which is the same on every replica and after a resume."""
+    index = 0
+    for group in groups:
+        for param in group["params"]:
+            yield index, group, param
+            index += 1

@@ -1,0 +1,125 @@
+"""State dicts: what torch's own conventions leave open for optimizers whose state has dtypes of its own.
+
+``torch.optim.Optimizer.load_state_dict`` casts every state tensor but ``step`` to the parameter's dtype, which would
+ruin
+packed masks and the float32 moments of half-precision parameters. The functions here take those tensors out of the way
+of
+that cast and put them where they belong, and turn masks into what a checkpoint should hold: bool tensors in the
+parameter's
+shape, which people can read and other tools can reshard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_ire.optim.update_rules import opmath_dtype
+from torch_ire.packed_mask import pack, unpack
+
+_SCALARS = ("step", "hessian_diag_updates")
+
+
+def with_readable_masks(state_dict: dict[str, Any], params: Iterable[Tensor]) -> dict[str, Any]:
+    """The state dict with every packed ``flat_mask`` replaced by a bool tensor of its parameter's shape.
+
+    Args:
+        state_dict: As ``torch.optim.Optimizer.state_dict`` returns it; its dicts are not changed.
+        params: The parameters in the order of the groups.
+    """
+    params = list(params)
+    state = {
+        key: {**entry, "flat_mask": unpack(entry["flat_mask"], params[key])} if "flat_mask" in entry else entry
+        for key, entry in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def check_state(
+    state_dict: Mapping[str, Any], params: list[Tensor], owner: str, keys: Iterable[str] | None = None
+) -> None:
+    """Raises ``ValueError`` where a tensor of a state dict can't belong to its parameter, before anything is changed.
+
+    ``keys`` are the state tensors that have their parameter's shape; by default all but the counters.
+    """
+    keys = None if keys is None else set(keys)
+    for position, entry in _by_position(state_dict).items():
+        if position >= len(params):
+            continue  # torch says what is wrong with the groups
+        param = params[position]
+        for key, value in entry.items():
+            shaped = isinstance(value, Tensor) and key not in _SCALARS and (keys is None or key in keys)
+            if shaped and value.shape != param.shape:
+                raise ValueError(
+                    f"{owner}.load_state_dict: state[{position}][{key!r}]: expected shape {tuple(param.shape)} of the "
+                    f"parameter, got {tuple(value.shape)}"
+                )
+
+
+def without_tensors(state_dict: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """The state dict without the state tensors that have a dtype of their own; its dicts are not changed."""
+    keys = set(keys)
+    state = {i: {k: v for k, v in entry.items() if k not in keys} for i, entry in state_dict["state"].items()}
+    return {**state_dict, "state": state}
+
+
+def restored_tensors(
+    state_dict: Mapping[str, Any], params: list[Tensor], keys: Iterable[str]
+) -> dict[Tensor, dict[str, Tensor]]:
+    """The tensors that :func:`without_tensors` left out, copied to each parameter's device in their declared dtypes."""
+    keys = set(keys)
+    restored: dict[Tensor, dict[str, Tensor]] = {}
+    for position, entry in _by_position(state_dict).items():
+        param = params[position]
+        restored[param] = {
+            key: _declared(key, entry[key], param) for key in keys & entry.keys() if entry[key] is not None
+        }
+    return restored
+
+
+def _by_position(state_dict: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    # ids of a state dict are positions in its own groups
+    ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+    return {position: state_dict["state"][i] for position, i in enumerate(ids) if i in state_dict["state"]}
+
+
+def _declared(key: str, value: Any, param: Tensor) -> Tensor:
+    if key in _SCALARS:
+        device = param.device if key == "step" else torch.device("cpu")
+        return torch.as_tensor(value, dtype=torch.float32).to(device).clone()
+    if key == "flat_mask":
+        flags = torch.empty_like(param, dtype=torch.bool)
+        return pack(flags.copy_(value))
+    # the parameter's layout, so that the elements of state and parameter meet in memory
+    out = torch.empty_like(param, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format)
+    return out.copy_(value)
+
+
+def completed_groups(
+    saved: Iterable[Mapping[str, Any]], current: Iterable[Mapping[str, Any]], state_dict: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Saved groups with what they lack (a checkpoint of the base optimizer: the IRE arguments) from the current ones.
+
+    The schedule goes on from the base optimizer's step count where there is one.
+    """
+    completed = []
+    for old, new in zip(saved, current, strict=False):
+        group = {**{k: v for k, v in new.items() if k != "params"}, **old}
+        if "ire_step" not in old:
+            steps = [state_dict["state"][i].get("step", 0) for i in old["params"] if i in state_dict["state"]]
+            group["ire_step"] = max((int(step) for step in steps), default=0)
+            group["ire_mask_step"] = -1
+        completed.append(group)
+    return completed
+
+
+__all__ = [
+    "check_state",
+    "completed_groups",
+    "restored_tensors",
+    "with_readable_masks",
+    "without_tensors",
+]

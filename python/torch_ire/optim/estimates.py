@@ -1,0 +1,101 @@
+"""Diagonal curvature estimates: from gradients, moments or Hessian products to the scores that are ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_ire.counter_rng import mix64
+from torch_ire.optim.batches import indexed_parameters, laid_out_like
+from torch_ire.optim.update_rules import opmath_dtype
+
+#: (position in the optimizer, its group, parameter, estimate)
+Estimate = tuple[int, Mapping[str, Any], Tensor, Tensor]
+StateOf = Callable[[Tensor], dict[str, Any]]
+
+
+def effective_beta(beta: float, updates: int) -> float:
+    """The decay b that makes ``h <- b h + (1 - b) s`` the bias-corrected average of ``updates`` estimates, s included.
+
+    With weights proportional to beta^(age): b = beta (1 - beta^(n-1)) / (1 - beta^n), so the first estimate replaces h.
+    """
+    return beta * (1 - beta ** (updates - 1)) / (1 - beta**updates)
+
+
+def fold_gradients(
+    functions: ModuleType,
+    gradients: Sequence[Estimate],
+    state_of: StateOf,
+    num_predictions: float,
+    grad_scale: Tensor | None,
+) -> list[Estimate]:
+    """Folds B g^2 into the average of every parameter with a gradient (Eq. 6); returns the averages."""
+    averages: list[Estimate] = []
+    calls: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for index, group, param, grad in gradients:
+        h, updates = _average(state_of(param) if group["curvature_beta"] > 0 else {}, param)
+        beta = effective_beta(group["curvature_beta"], updates)
+        key = (grad.device, grad.dtype, h.dtype, beta)
+        hs, gs = calls.setdefault(key, ([], []))
+        hs.append(h)
+        gs.append(grad)
+        averages.append((index, group, param, h))
+    for (device, _, _, beta), (hs, gs) in calls.items():
+        scale = None if grad_scale is None else grad_scale.to(device)
+        functions.hessian_diag_(hs, gs, beta=beta, num_predictions=float(num_predictions), grad_scale=scale)
+    return averages
+
+
+def _average(state: dict[str, Any], param: Tensor) -> tuple[Tensor, int]:
+    if "hessian_diag" not in state:
+        # NaN says "no estimate yet": such a coordinate is sharp
+        state["hessian_diag"] = torch.full_like(
+            param, torch.nan, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format
+        )
+        state["hessian_diag_updates"] = torch.zeros((), dtype=torch.float32)
+    state["hessian_diag_updates"] += 1
+    return state["hessian_diag"], int(state["hessian_diag_updates"])
+
+
+def hutchinson_estimates(
+    loss: Tensor, groups: Sequence[dict[str, Any]], state_of: StateOf, seed_key: int
+) -> list[Estimate]:
+    """Products z * Hz with random signs z; their mean is the diagonal of the Hessian (Bekas, Kokiopoulou, Saad 2007).
+
+    Args:
+        loss: Scalar with its graph.
+        groups: Parameter groups.
+        state_of: The state of a parameter, where the average is kept if ``curvature_beta`` > 0.
+        seed_key: Seed of the signs; the same key gives the same signs on every replica.
+
+    Cost: one gradient with graph and one Hessian-vector product.
+    """
+    chosen = [(i, group, p) for i, group, p in indexed_parameters(groups) if p.requires_grad]
+    params = [p for _, _, p in chosen]
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+    used = [(item, g) for item, g in zip(chosen, gradients, strict=True) if g is not None and g.requires_grad]
+    if not used:
+        raise RuntimeError("update_mask(loss): the loss does not depend on the parameters to second order")
+    signs = [_random_signs(p, mix64(seed_key, i)) for (i, _, p), _ in used]
+    products = torch.autograd.grad([g for _, g in used], [p for (_, _, p), _ in used], signs, allow_unused=True)
+    estimates: list[Estimate] = []
+    for ((index, group, param), _), z, product in zip(used, signs, products, strict=True):
+        estimate = torch.zeros_like(param) if product is None else laid_out_like(z * product, param)
+        if group["curvature_beta"] > 0:
+            h, updates = _average(state_of(param), param)
+            beta = effective_beta(group["curvature_beta"], updates)
+            new = torch.where(h.isfinite(), beta * h + (1 - beta) * estimate, estimate.to(h.dtype))
+            estimate = h.copy_(new.where(estimate.isfinite(), h))
+        estimates.append((index, group, param, estimate))
+    return estimates
+
+
+def _random_signs(param: Tensor, key: int) -> Tensor:
+    generator = torch.Generator(param.device).manual_seed(key & 0x7FFFFFFFFFFFFFFF)
+    bits = torch.randint(0, 2, param.shape, generator=generator, device=param.device, dtype=param.dtype)
+    return bits * 2 - 1

@@ -1,0 +1,345 @@
+"""IRE around any optimizer, through its step hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torch_ire.optim.arguments import (
+    COUNTERS,
+    Curvature,
+    Implementation,
+    Ranking,
+    check_ire_arguments,
+    enhancement,
+    ire_defaults,
+    moves_nothing,
+)
+from torch_ire.optim.batches import is_dense
+from torch_ire.optim.checkpoint import (
+    check_state,
+    completed_groups,
+    restored_tensors,
+    with_readable_masks,
+    without_tensors,
+)
+from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
+from torch_ire.optim.mask_refresh import MaskRefresh
+from torch_ire.optim.summary import summarize
+from torch_ire.packed_mask import unpack
+
+_STATE_KEYS = ("flat_mask", "hessian_diag", "hessian_diag_updates")
+# Optimizers of torch.optim, and Lion, whose weight decay multiplies the parameter by 1 - lr weight_decay.
+_DECOUPLED = {"AdamW", "Adafactor", "Muon", "Lion"}
+
+
+class IRE:
+    r"""Implicit regularization enhancement for the optimizers that it is attached to.
+
+    .. math:: \theta_{t+1} = \theta_t + (1 + \kappa n_t) \odot \Delta_t
+
+    with :math:`\Delta_t` whatever displacement the optimizer's own ``step()`` makes. Training loops, schedulers and
+    scalers
+    go on using the optimizer itself; the handle refreshes the mask::
+
+        opt = torch.optim.NAdam(model.parameters(), lr=2e-3)
+        ire = torch_ire.IRE(opt, kappa=2.0, gamma=0.8)
+        for x, y in loader:
+            if ire.mask_due():
+                torch_ire.sampled_cross_entropy(model(x)).backward()
+                ire.update_mask()
+            F.cross_entropy(model(x), y).backward()
+            opt.step()
+            opt.zero_grad()
+
+    The arguments are put into the parameter groups, where a group that has one already keeps it, and the masks into the
+    optimizer's ``state``, so that its ``state_dict`` carries both. The optimizers in one handle share one ranking.
+
+    Args:
+        optimizers: One optimizer or several (Muon for matrices with AdamW for the rest, say).
+        kappa: Enhancement of the flat coordinates, at least 0.
+        gamma: Share of the coordinates that is flat, in [0, 1].
+        warmup_steps: T_w, the step of the first mask; before it nothing is amplified.
+        mask_interval: K, steps between refreshes.
+        curvature: "fisher", "hutchinson" or "random", as in :class:`AdmIRE`.
+        curvature_beta: Averaging of the estimates over refreshes, in [0, 1), bias corrected; 0 keeps nothing but the
+            bits.
+        kappa_follows_lr: kappa_eff = kappa lr / (largest lr seen).
+        amplify_weight_decay: ``False`` leaves a decoupled weight decay at its base rate.
+        ranking: One ranking over all parameters ("global"), over the group, or within each parameter.
+        seed: Of random masks and signs; the same on every replica.
+        implementation: "native", "reference", or ``None`` for native where it runs.
+
+    Raises:
+        ValueError: An argument is out of its range or does not fit the optimizer.
+        TypeError: Something is not an optimizer.
+
+    Cost: 20 + 1/8 bytes of traffic a float32 parameter on top of the optimizer's step, and a copy of the parameters;
+    the
+    classes of this library need neither.
+
+    Example:
+        >>> import torch, torch_ire
+        >>> model = torch.nn.Linear(8, 3)
+        >>> opt = torch.optim.NAdam(model.parameters())
+        >>> ire = torch_ire.IRE(opt, kappa=2.0, gamma=0.5, curvature="random")
+        >>> model(torch.randn(4, 8)).sum().backward()
+        >>> opt.step()
+        >>> ire.detach()
+
+    References:
+        Wang et al., arXiv:2405.20763, Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        optimizers: Optimizer | Iterable[Optimizer],
+        *,
+        kappa: float | Tensor = 2.0,
+        gamma: float = 0.8,
+        warmup_steps: int = 0,
+        mask_interval: int = 10,
+        curvature: Curvature = "fisher",
+        curvature_beta: float = 0.0,
+        kappa_follows_lr: bool = False,
+        amplify_weight_decay: bool = True,
+        ranking: Ranking = "global",
+        seed: int = 0,
+        implementation: Implementation | None = None,
+    ) -> None:
+        self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        self._defaults = ire_defaults(
+            kappa=kappa,
+            gamma=gamma,
+            warmup_steps=warmup_steps,
+            mask_interval=mask_interval,
+            curvature=curvature,
+            curvature_beta=curvature_beta,
+            kappa_follows_lr=kappa_follows_lr,
+            amplify_weight_decay=amplify_weight_decay,
+            ranking=ranking,
+            seed=seed,
+            implementation=implementation,
+        )
+        if not self.optimizers:
+            raise ValueError("IRE got an empty list of optimizers")
+        for optimizer in self.optimizers:
+            _check_optimizer(optimizer, self._defaults)
+        # estimates of parameters whose optimizer has no state yet: most optimizers take any state for a complete one
+        self._pending: dict[Tensor, dict[str, Any]] = {}
+        self._attach()
+
+    def _attach(self) -> None:
+        self._owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        self._previous: dict[Tensor, Tensor] = {}
+        self._started: dict[Tensor, Tensor] = {}
+        self._refresh = MaskRefresh("IRE", self._groups, self._state_of, functions_of)
+        self._hooks = []
+        for optimizer in self.optimizers:
+            optimizer._torch_ire_handle = self  # type: ignore[attr-defined]
+            for group in optimizer.param_groups:
+                self._complete(group)
+            self._hooks += [
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+                optimizer.register_state_dict_post_hook(self._after_state_dict),
+                optimizer.register_load_state_dict_pre_hook(self._before_load),
+                optimizer.register_load_state_dict_post_hook(self._after_load, prepend=True),
+            ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizers": self.optimizers, "_defaults": self._defaults, "_pending": self._pending}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._attach()
+
+    def detach(self) -> None:
+        """Undoes the attachment: the optimizers are what they were, without masks or arguments of IRE."""
+        for hook in self._hooks:
+            hook.remove()
+        for optimizer in self.optimizers:
+            del optimizer._torch_ire_handle  # type: ignore[attr-defined]
+            for group in optimizer.param_groups:
+                for key in self._defaults:
+                    group.pop(key, None)
+                for param in group["params"]:
+                    for key in _STATE_KEYS:
+                        optimizer.state.get(param, {}).pop(key, None)
+        self._hooks, self._pending, self._previous, self._started = [], {}, {}, {}
+
+    # -- mask --------------------------------------------------------------------------------------------------------
+
+    def mask_due(self) -> bool:
+        """Whether ``update_mask()`` is to be called before the coming step: at t = T_w, T_w + K, ... (Algorithm 1)."""
+        return self._refresh.due()
+
+    def update_mask(
+        self,
+        loss: Tensor | None = None,
+        *,
+        num_predictions: float = 1.0,
+        grad_scale: float | Tensor | None = None,
+    ) -> None:
+        """Refreshes the masks of all optimizers from one ranking; see :meth:`AdmIRE.update_mask`.
+
+        Args:
+            loss: For ``curvature="hutchinson"``: a scalar loss with its graph. For "fisher": nothing.
+            num_predictions: B, the number of independent predictions in the batch.
+            grad_scale: The loss scale that the gradients carry, where ``curvature_beta`` > 0.
+
+        Raises:
+            RuntimeError: No parameter has a gradient, a gradient is sparse, or the curvature does not need this call.
+        """
+        self._refresh.from_gradients(loss, num_predictions, grad_scale)
+
+    def ire_summary(self) -> dict[str, Any]:
+        """As :meth:`AdmIRE.ire_summary`; ``displacement_share`` is that of the last step."""
+        state = {param: self._state_of(param) for param in self._owner}
+        return summarize(self._groups(), state, self._refresh.thresholds, self._last_displacement)
+
+    def _last_displacement(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Tensor | None:
+        if param not in self._started:
+            return None
+        moved = (param - self._started[param]).double()
+        return torch.where(unpack(state["flat_mask"], moved), moved / (1 + float(enhancement(dict(group)))), moved)
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            self._complete(group)  # groups may have come since
+            for param in group["params"]:
+                self._owner.setdefault(param, optimizer)
+        random = any(group["curvature"] == "random" for group in self._groups())
+        if random and not moves_nothing(optimizer.param_groups):
+            self._refresh.at_random()
+        self._started = {}
+        now: list[Tensor] = []
+        for group in optimizer.param_groups:
+            if group["ire_step"] < group["warmup_steps"]:
+                continue
+            for param in group["params"]:
+                if "flat_mask" in self._state_of(param):
+                    if param not in self._previous:
+                        self._previous[param] = torch.empty_like(param)
+                    self._started[param] = self._previous[param]
+                    now.append(param)
+        if now:
+            torch._foreach_copy_(list(self._started.values()), now)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        advances = not moves_nothing(optimizer.param_groups)
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                pending = self._pending.get(param)
+                if pending is not None and (param.grad is not None or optimizer.state.get(param)):
+                    optimizer.state[param].update(self._pending.pop(param))
+            kappa = enhancement(group)
+            decay = 0.0 if group["amplify_weight_decay"] else float(group["lr"]) * group["weight_decay"]
+            calls: dict[Any, list[Tensor]] = {}
+            for param in group["params"]:
+                if param in self._started and not is_dense(param):
+                    dense = self._previous[param].clone().copy_(param)
+                    self._amplify(group, [param], [dense], kappa, decay)
+                    param.copy_(dense)
+                elif param in self._started:
+                    calls.setdefault((param.device, param.dtype), []).append(param)
+            for params in calls.values():
+                self._amplify(group, params, params, kappa, decay)
+            group["ire_step"] += advances
+
+    def _amplify(
+        self, group: Mapping[str, Any], params: list[Tensor], moved: list[Tensor], kappa: float | Tensor, decay: float
+    ) -> None:
+        on_device = isinstance(kappa, Tensor) and kappa.device == moved[0].device
+        functions_of(group).displacement_flat_(
+            moved,
+            [self._started[p] for p in params],
+            [self._state_of(p)["flat_mask"] for p in params],
+            kappa=0.0 if on_device else float(kappa),
+            decay=decay,
+            kappa_tensor=kappa.detach().reshape(()) if isinstance(kappa, Tensor) and on_device else None,
+        )
+
+    def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        state = dict(state_dict["state"])
+        for i, param in enumerate(params):
+            if param in self._pending:
+                state[i] = {**state.get(i, {}), **self._pending[param]}
+        return with_readable_masks({**state_dict, "state": state}, params)
+
+    def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        if len(state_dict["param_groups"]) != len(optimizer.param_groups):
+            return state_dict  # torch says so, before it changes anything
+        groups = completed_groups(state_dict["param_groups"], optimizer.param_groups, state_dict)
+        self._loading = {**state_dict, "param_groups": groups}
+        check_state(self._loading, self._params_of(optimizer), "IRE", _STATE_KEYS)
+        for group in groups:
+            check_ire_arguments(group)
+        return without_tensors(self._loading, _STATE_KEYS)
+
+    def _after_load(self, optimizer: Optimizer) -> None:
+        params = self._params_of(optimizer)
+        for param, tensors in restored_tensors(self._loading, params, _STATE_KEYS).items():
+            self._pending.pop(param, None)
+            if optimizer.state.get(param):
+                optimizer.state[param].update(tensors)
+            else:
+                optimizer.state.pop(param, None)
+                self._pending[param] = dict(tensors)
+        del self._loading
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def _params_of(self, optimizer: Optimizer) -> list[Tensor]:
+        return [param for group in optimizer.param_groups for param in group["params"]]
+
+    def _state_of(self, param: Tensor) -> dict[str, Any]:
+        state = self._owner[param].state.get(param)
+        return state if state else self._pending.setdefault(param, {})
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        if "ire_step" not in group:
+            for key, value in self._defaults.items():
+                group.setdefault(key, value)
+            for counter in COUNTERS:
+                group[counter] = self.optimizers[0].param_groups[0].get(counter, COUNTERS[counter])
+            _check_group(self._owner_type(group), group)
+
+    def _owner_type(self, group: Mapping[str, Any]) -> type[Optimizer]:
+        return next(type(o) for o in self.optimizers if any(group is g for g in o.param_groups))
+
+
+def _check_optimizer(optimizer: Any, defaults: Mapping[str, Any]) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"IRE is attached to torch.optim.Optimizer objects, got {type(optimizer).__name__}")
+    if isinstance(optimizer, IREOptimizer):
+        raise ValueError(f"{type(optimizer).__name__} has IRE built in")
+    if hasattr(optimizer, "_torch_ire_handle"):
+        raise ValueError(f"this {type(optimizer).__name__} has an IRE handle already; detach() that first")
+    for group in optimizer.param_groups:
+        _check_group(type(optimizer), {**defaults, **group})
+
+
+def _check_group(owner: type[Optimizer], group: Mapping[str, Any]) -> None:
+    check_ire_arguments(group)
+    if group["curvature"] == "second_moment":
+        raise ValueError("curvature='second_moment' is for AdmIRE and SAMIRE(base='adamw'), whose moments it ranks")
+    if group["amplify_weight_decay"] or group.get("weight_decay", 0) == 0:
+        return
+    if not (group.get("decoupled_weight_decay") or any(base.__name__ in _DECOUPLED for base in owner.__mro__)):
+        raise ValueError(
+            "amplify_weight_decay=False needs a decoupled weight decay; that of "
+            f"{owner.__name__} is part of the gradient"
+        )

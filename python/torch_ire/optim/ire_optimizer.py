@@ -1,0 +1,294 @@
+"""What AdmIRE, SGDIRE and SAMIRE have in common: one flat ``torch.optim.Optimizer`` with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from torch_ire import _native, ops, reference
+from torch_ire.optim.arguments import COUNTERS, check_ire_arguments, enhancement, is_due, moves_nothing
+from torch_ire.optim.batches import Batch, dense_gradient, indexed_parameters
+from torch_ire.optim.checkpoint import (
+    check_state,
+    completed_groups,
+    restored_tensors,
+    with_readable_masks,
+    without_tensors,
+)
+from torch_ire.optim.mask_refresh import MaskRefresh
+from torch_ire.optim.summary import present_direction, summarize
+from torch_ire.optim.update_rules import UpdateRule, check_base_arguments, rounding_keys
+
+# State tensors with a dtype of their own, whatever the parameter's.
+_DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates")
+
+
+def functions_of(group: Mapping[str, Any]) -> ModuleType:
+    """The operators that a group asks for; :mod:`torch_ire.ops` falls back to the reference by itself."""
+    return reference if group.get("implementation") == "reference" else ops
+
+
+class IREOptimizer(torch.optim.Optimizer):
+    """Base class: parameter groups, schedule, mask, state dict. Subclasses say which update rule a group follows."""
+
+    # the step takes the loss scale and the overflow flag of torch.amp.GradScaler to the device
+    _step_supports_amp_scaling = True
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+
+    def _rule(self, group: Mapping[str, Any]) -> UpdateRule:
+        raise RuntimeError(f"{type(self).__name__} does not say which update rule a group follows")
+
+    # -- groups ------------------------------------------------------------------------------------------------------
+
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        """Raises ``ValueError`` for an argument out of its range; subclasses add their own."""
+        check_base_arguments(group)
+        self._rule(group).check(group)
+        check_ire_arguments(group)
+        if group["implementation"] == "native" and _native.module is None:
+            raise ValueError(f"implementation='native': the native operators did not load ({_native.error})")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group, checked like those of the constructor; it joins the schedule where that stands.
+
+        Args:
+            param_group: ``{"params": ..., **arguments}``.
+
+        Raises:
+            ValueError: An argument is out of its range.
+            TypeError: A parameter is complex.
+        """
+        if isinstance(param_group, dict):
+            self._check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for param in group["params"]:
+            if param.is_complex():
+                self.param_groups.pop()
+                raise TypeError(f"{type(self).__name__} does not support complex parameters")
+        for counter in COUNTERS:
+            group[counter] = self.param_groups[0][counter]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    # -- mask --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _refresh(self) -> MaskRefresh:
+        # made on demand: a copied or unpickled optimizer has its groups and state and nothing else
+        if "_mask_refresh" not in self.__dict__:
+            self._mask_refresh = MaskRefresh(
+                type(self).__name__, lambda: self.param_groups, lambda param: self.state[param], functions_of
+            )
+        return self._mask_refresh
+
+    def mask_due(self) -> bool:
+        """Whether ``update_mask()`` is to be called before the coming step: at t = T_w, T_w + K, ... (Algorithm 1).
+
+        Always ``False`` for the curvatures that ``step()`` refreshes by itself ("second_moment" and "random").
+        """
+        return self._refresh.due()
+
+    def update_mask(
+        self,
+        loss: Tensor | None = None,
+        *,
+        num_predictions: float = 1.0,
+        grad_scale: float | Tensor | None = None,
+    ) -> None:
+        r"""Refreshes the flat mask from a curvature estimate, Eqs. (5) and (6).
+
+        .. math::
+            h \leftarrow \beta h + (1 - \beta) B g \odot g, \qquad
+            n_i = [\, h_i \text{ is finite and at most the } \mathrm{round}(\gamma N)\text{-th smallest} \,]
+
+        Args:
+            loss: For ``curvature="hutchinson"``: a scalar loss with its graph. For "fisher": nothing; ``.grad`` holds
+            the
+                gradients of :func:`torch_ire.sampled_cross_entropy`.
+            num_predictions: B, the number of independent predictions in the batch. It matters only to
+            ``curvature_beta``
+                > 0 with batches of different sizes, and to who reads ``hessian_diag``.
+            grad_scale: The loss scale that the gradients carry, where ``curvature_beta`` > 0; a ranking does not need
+            it.
+
+        Raises:
+            RuntimeError: No parameter has a gradient, a gradient is sparse, or the curvature does not need this call.
+                No
+                tensor has been changed then.
+
+        Clears ``.grad`` ("fisher"). Cost: two to three reads of the gradients, at most 1 MiB of workspace with
+        ``curvature_beta=0``. Determinism: exact and independent of the number of threads.
+
+        References:
+            Wang et al., arXiv:2405.20763, Eqs. (5) and (6).
+        """
+        self._refresh.from_gradients(loss, num_predictions, grad_scale)
+
+    def ire_summary(self) -> dict[str, Any]:
+        """What IRE does at present: flat share, threshold, kappa and share of the displacement, as plain numbers.
+
+        Returns:
+            ``flat_share`` (of all coordinates with a mask), ``flat_share_by_parameter`` (by name, or by
+            "group.position"), ``threshold`` (of the last refresh of this process, by ranking and gamma), ``kappa_eff``
+            (by group), ``displacement_share``: the share of the squared displacement, taken along the present direction
+            of
+            the base optimizer, that IRE adds; ``None`` where that direction is gone (SGD without momentum and
+            gradients).
+
+        Cost: one read of masks and moments, and a synchronisation with the device.
+        """
+
+        def direction(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Tensor | None:
+            return present_direction(self._rule(group), group, param, state)
+
+        return summarize(self.param_groups, self.state, self._refresh.thresholds, direction)
+
+    # -- step --------------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of the base optimizer, amplified by ``1 + kappa`` on the flat coordinates.
+
+        Args:
+            closure: Evaluates the model and returns the loss; called first, with gradients enabled.
+
+        Returns:
+            The closure's loss, or ``None``.
+
+        Raises:
+            RuntimeError: A gradient is sparse or of another dtype, device or shape than its parameter. No tensor has
+                been
+                changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step(None, getattr(self, "found_inf", None))
+        return loss
+
+    def _step(self, backups: Mapping[Tensor, Tensor] | None, found_inf: Tensor | None) -> None:
+        """The step from the parameters as they are, or from their backups where a SAM perturbation has moved them."""
+        self._graph_capture_check()
+        curvatures = {group["curvature"] for group in self.param_groups}
+        rehearsal = moves_nothing(self.param_groups)
+        if "random" in curvatures and not rehearsal:
+            self._refresh.at_random()
+        batches = self._batches(backups)
+        for batch in batches:
+            group = batch.group
+            flat_masks = batch.flat_masks() if group["ire_step"] >= group["warmup_steps"] else []
+            self._rule(group).step(functions_of(group), batch, flat_masks, self._scalars(batch, found_inf))
+            batch.write_back()
+        if "second_moment" in curvatures and not rehearsal and any(map(is_due, self.param_groups)):
+            self._refresh.from_second_moment()
+        if not rehearsal:
+            for group in self.param_groups:
+                group["ire_step"] += 1
+
+    def _batches(self, backups: Mapping[Tensor, Tensor] | None) -> list[Batch]:
+        """All parameters with a gradient, checked and sorted into lists, before anything is written."""
+        batches: dict[tuple[int, torch.device, torch.dtype], Batch] = {}
+        found = []
+        for index, group, param in indexed_parameters(self.param_groups):
+            grad = dense_gradient(param, type(self).__name__)
+            if grad is not None:
+                found.append((index, group, param, grad))
+        for index, group, param, grad in found:
+            state = self.state[param]
+            self._rule(group).prepare(group, param, state)
+            key = (id(group), param.device, param.dtype)
+            if key not in batches:
+                batches[key] = Batch(group)
+            batches[key].add(index, param, grad, state)
+            if backups is not None:
+                batches[key].restore_from.append(backups[param])
+        return list(batches.values())
+
+    def _scalars(self, batch: Batch, found_inf: Tensor | None) -> dict[str, Any]:
+        """Learning rate, kappa and AMP scalars, each as a float or on the device of the batch."""
+        group, device = batch.group, batch.params[0].device
+        scalars: dict[str, Any] = {"rounding_keys": rounding_keys(batch)}
+        kappa: float | Tensor = enhancement(group)
+        for name, value in (("lr", group["lr"]), ("kappa", kappa)):
+            if isinstance(value, Tensor) and value.device == device:
+                scalars[name], scalars[f"{name}_tensor"] = 0.0, value.detach().reshape(())
+            else:
+                scalars[name] = float(value)
+        for name, tensor in (("grad_scale", getattr(self, "grad_scale", None)), ("found_inf", found_inf)):
+            scalars[name] = None if tensor is None else tensor.to(device, non_blocking=True)
+        return scalars
+
+    def _graph_capture_check(self) -> None:
+        # torch renamed it between our floor and today
+        check = getattr(self, "_accelerator_graph_capture_health_check", None)
+        (check or self._cuda_graph_capture_health_check)()
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim.Optimizer.state_dict``; each ``flat_mask`` is a bool tensor of its parameter's shape."""
+        return with_readable_masks(super().state_dict(), self._parameters())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads what :meth:`state_dict` returned, or a checkpoint of the base optimizer from ``torch.optim``.
+
+        Every state tensor keeps the dtype that this optimizer gives it, whatever the parameter's. What a checkpoint of
+        the
+        base optimizer lacks (the IRE arguments) stays as it is here.
+
+        Args:
+            state_dict: Plain dict of tensors and numbers.
+
+        Raises:
+            ValueError: The state dict belongs to another model: other groups, other sizes or shapes. Nothing has been
+                changed then.
+        """
+        params = self._parameters()
+        keys = [key for group in self.param_groups for key in self._rule(group).moment_keys]
+        declared = {*_DECLARED, *keys}
+        full: Mapping[str, Any] = {}
+
+        def take_out(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            nonlocal full
+            if len(loaded["param_groups"]) != len(self.param_groups):
+                return loaded  # torch says so, before it changes anything
+            full = {**loaded, "param_groups": completed_groups(loaded["param_groups"], self.param_groups, loaded)}
+            check_state(full, params, type(self).__name__)
+            for group in full["param_groups"]:
+                self._check_group(group)
+            return without_tensors(full, declared)
+
+        def put_back(_: torch.optim.Optimizer) -> None:
+            for param, tensors in restored_tensors(full, params, declared).items():
+                self.state[param].update(tensors)
+
+        before = self.register_load_state_dict_pre_hook(take_out)
+        after = self.register_load_state_dict_post_hook(put_back, prepend=True)
+        try:
+            super().load_state_dict(dict(state_dict))
+        finally:
+            before.remove()
+            after.remove()
+        self._refresh.thresholds.clear()
+
+    def _parameters(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]

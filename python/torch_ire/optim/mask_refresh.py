@@ -1,0 +1,152 @@
+"""The mask refresh shared by the optimizers and by ``IRE(...)``: which estimate, which parameters, which masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_ire.counter_rng import mix64
+from torch_ire.optim import estimates
+from torch_ire.optim.arguments import SELF_REFRESHING, is_due
+from torch_ire.optim.batches import dense_gradient, indexed_parameters, is_dense, laid_out_like
+from torch_ire.optim.flat_masks import Ranked, draw_random_mask, refresh_masks
+from torch_ire.packed_mask import empty_mask
+
+StateOf = Callable[[Tensor], dict[str, Any]]
+
+# Streams of random numbers that start from one seed must not meet.
+_RANDOM_MASK, _HUTCHINSON = 1, 2
+
+
+class MaskRefresh:
+    """Refreshes the masks of some parameter groups.
+
+    Args:
+        owner: Name for messages.
+        groups: Returns the parameter groups; of several optimizers, all of them.
+        state_of: Returns the state dict of a parameter, where ``flat_mask`` is kept.
+        functions: :mod:`torch_ire.ops` or :mod:`torch_ire.reference` for a group.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        groups: Callable[[], Sequence[dict[str, Any]]],
+        state_of: StateOf,
+        functions: Callable[[Mapping[str, Any]], ModuleType],
+    ) -> None:
+        self.owner = owner
+        self.groups = groups
+        self.state_of = state_of
+        self.functions = functions
+        #: thresholds of the last refresh by pool and gamma: hints for the next one, and what a summary shows
+        self.thresholds: dict[tuple[Hashable, float], Tensor] = {}
+
+    def due(self) -> bool:
+        """Whether a refresh by ``update_mask()`` is due at the present step."""
+        return any(is_due(group) and group["curvature"] not in SELF_REFRESHING for group in self.groups())
+
+    @torch.no_grad()
+    def from_gradients(self, loss: Tensor | None, num_predictions: float, grad_scale: float | Tensor | None) -> None:
+        """The refresh of ``update_mask()``: from ``.grad`` for "fisher", from the loss for "hutchinson"."""
+        groups = self.groups()
+        kinds = {group["curvature"] for group in groups}
+        if len(kinds) > 1:
+            raise RuntimeError(f"{self.owner}.update_mask(): the groups disagree on the curvature: {sorted(kinds)}")
+        kind = kinds.pop()
+        if kind == "hutchinson":
+            if loss is None:
+                raise RuntimeError(
+                    f"{self.owner}.update_mask(): curvature='hutchinson' needs the loss: "
+                    "update_mask(loss), without backward()"
+                )
+            key = mix64(mix64(groups[0]["seed"], _HUTCHINSON), groups[0]["ire_step"])
+            with torch.enable_grad():
+                found = estimates.hutchinson_estimates(loss, groups, self.state_of, key)
+            self._rank(groups, found, "abs")
+        elif kind == "fisher":
+            self._fisher(groups, loss, num_predictions, grad_scale)
+        else:
+            raise RuntimeError(f"{self.owner}.update_mask(): curvature={kind!r} is refreshed by step() itself")
+
+    def _fisher(
+        self,
+        groups: Sequence[dict[str, Any]],
+        loss: Tensor | None,
+        num_predictions: float,
+        grad_scale: float | Tensor | None,
+    ) -> None:
+        if loss is not None:
+            raise RuntimeError(f"{self.owner}.update_mask(): curvature='fisher' reads .grad, it takes no loss")
+        gradients: list[estimates.Estimate] = []
+        for index, group, param in indexed_parameters(groups):
+            grad = dense_gradient(param, self.owner)
+            if grad is not None:
+                layout = param if is_dense(param) else torch.empty_like(param)
+                gradients.append((index, group, param, laid_out_like(grad, layout)))
+        if not gradients:
+            raise RuntimeError(
+                f"{self.owner}.update_mask(): no parameter has a gradient; expected the gradients of "
+                "torch_ire.sampled_cross_entropy(model(x)).backward()"
+            )
+        if any(group["curvature_beta"] > 0 for group in groups):
+            scale = None if grad_scale is None else torch.as_tensor(grad_scale, dtype=torch.float32)
+            functions = self.functions(groups[0])
+            averages = estimates.fold_gradients(functions, gradients, self.state_of, num_predictions, scale)
+            self._rank(groups, averages, "abs")
+        else:
+            # nothing is kept but the bits, and a common factor does not change a ranking
+            self._rank(groups, gradients, "square")
+        for _, _, param, _ in gradients:
+            param.grad = None
+
+    @torch.no_grad()
+    def from_second_moment(self) -> None:
+        """Ranks Adam's own second moment, where a parameter has one."""
+        found = [
+            (index, group, param, self.state_of(param)["exp_avg_sq"])
+            for index, group, param in indexed_parameters(self.groups())
+            if "exp_avg_sq" in self.state_of(param)
+        ]
+        if found:
+            self._rank(self.groups(), found, "abs")
+
+    @torch.no_grad()
+    def at_random(self) -> None:
+        """Draws every due mask anew: the control."""
+        groups = self.groups()
+        due = [group for group in groups if is_due(group)]
+        for index, group, param in indexed_parameters(groups):
+            if param.requires_grad and any(group is g for g in due):
+                key = mix64(mix64(mix64(group["seed"], _RANDOM_MASK), group["ire_step"]), index)
+                draw_random_mask(self._mask_of(param), param.numel(), group["gamma"], key)
+        for group in due:
+            group["ire_mask_step"] = group["ire_step"]
+
+    def _mask_of(self, param: Tensor) -> Tensor:
+        state = self.state_of(param)
+        if "flat_mask" not in state:
+            state["flat_mask"] = empty_mask(param)
+        return state["flat_mask"]  # type: ignore[no-any-return]
+
+    def _rank(self, groups: Sequence[dict[str, Any]], found: Sequence[estimates.Estimate], score: str) -> None:
+        # a call between two due steps refreshes everything
+        due = [group for group in groups if is_due(group)] or list(groups)
+        position = {id(group): i for i, group in enumerate(groups)}
+        ranked = []
+        estimated = set()
+        for index, group, param, estimate in found:
+            estimated.add(index)
+            is_written = any(group is g for g in due)
+            mask = self._mask_of(param) if is_written else empty_mask(param.new_empty(0))
+            ranked.append(Ranked(index, group, position[id(group)], estimate, mask, is_written))
+        refresh_masks(self.functions(groups[0]), ranked, score, self.thresholds)
+        for index, group, param in indexed_parameters(groups):
+            if index not in estimated and any(group is g for g in due) and "flat_mask" in self.state_of(param):
+                self.state_of(param)["flat_mask"].zero_()  # no estimate: not flat
+        for group in due:
+            group["ire_mask_step"] = group["ire_step"]

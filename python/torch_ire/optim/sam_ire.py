@@ -1,0 +1,284 @@
+"""SAMIRE: sharpness-aware minimization with implicit regularization enhancement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from torch_ire.counter_rng import mix64
+from torch_ire.optim.adm_ire import AdmIRE
+from torch_ire.optim.batches import dense_gradient, indexed_parameters, is_dense, laid_out_like
+from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
+from torch_ire.optim.sgd_ire import SGDIRE
+from torch_ire.optim.update_rules import RULES, UpdateRule
+
+_BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE}
+# Stream of random numbers of the random perturbation; those of the masks are in mask_refresh.py.
+_PERTURBATION = 3
+
+
+class SAMIRE(IREOptimizer):
+    r"""SAM, ASAM or average SAM whose step is ``1 + kappa`` times longer along the flat coordinates of the loss.
+
+    .. math::
+        e_t = \rho \frac{g_t}{\lVert g_t \rVert}, \qquad
+        \theta_{t+1} = \theta_t + (1 + \kappa n_t) \odot \Delta_t\big(\nabla L(\theta_t + e_t)\big)
+
+    :math:`\Delta_t` is the displacement of SGD or AdamW for the gradient at the perturbed parameters, taken from the
+    unperturbed ones. Each step takes two gradients::
+
+        loss(model(x), y).backward()
+        opt.first_step(zero_grad=True)         # to theta + e
+        loss(model(x), y).backward()           # under torch_ire.frozen_batch_norm(model) if it has BatchNorm
+        opt.second_step(zero_grad=True)        # back to theta, and the step from there
+
+    or ``opt.step(closure)``. With gradient accumulation, accumulate the same micro-batches before each of the two
+    calls.
+    With ``GradScaler``, scale both losses, call ``first_step`` without unscaling (the scale cancels) and
+    ``scaler.step(opt)`` in place of ``second_step``: a non-finite gradient in either pass skips the step and restores.
+
+    Args:
+        params: Parameters, named parameters, or groups; every argument may differ by group.
+        lr: Learning rate, float or one-element tensor.
+        base: "sgd" or "adamw".
+        rho: Radius of the perturbation, at least 0.
+        adaptive: ASAM: e = rho theta^2 g / || |theta| g ||.
+        perturbation: "gradient", or "random": average SAM, e = rho xi / ||xi|| with xi normal, the same on every
+            replica. It
+            needs no gradient, so ``first_step`` comes before the only backward pass.
+        **arguments_of_the_base: Those of :class:`SGDIRE` or :class:`AdmIRE`.
+
+    Raises:
+        ValueError: An argument is out of its range.
+        TypeError: An argument is unknown to the base, or a parameter is complex.
+
+    Cost: the base step and 24 bytes of traffic a float32 parameter; 4 bytes for the backup, which is no part of the
+    state.
+
+    Example:
+        >>> import torch, torch_ire
+        >>> model = torch.nn.Linear(8, 3)
+        >>> opt = torch_ire.SAMIRE(model.parameters(), lr=0.1, momentum=0.9, rho=0.05, kappa=2.0)
+        >>> x, y = torch.randn(16, 8), torch.randint(3, (16,))
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+
+    References:
+        Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", arXiv:2010.01412.
+        Kwon et al., "ASAM", arXiv:2102.11600.
+        Wang et al., arXiv:2405.20763, Algorithm 1 and Theorems 5.5 and 5.6.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        base: Literal["sgd", "adamw"] = "sgd",
+        rho: float = 0.05,
+        adaptive: bool = False,
+        perturbation: Literal["gradient", "random"] = "gradient",
+        **arguments_of_the_base: Any,
+    ) -> None:
+        if base not in _BASES:
+            raise ValueError(f"Invalid base value: {base!r} (expected 'sgd' or 'adamw')")
+        # the base says which arguments it knows, what they default to and what they may be
+        defaults = _BASES[base]([torch.zeros(1)], lr=lr, **arguments_of_the_base).defaults
+        sam = {"base": base, "rho": rho, "adaptive": adaptive, "perturbation": perturbation}
+        super().__init__(params, {**defaults, **sam})
+
+    def _rule(self, group: Mapping[str, Any]) -> UpdateRule:
+        return RULES[group["base"]]
+
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        # a checkpoint of the base optimizer has no SAM arguments: completed_groups has put them in
+        super()._check_group(group)
+        if not group["rho"] >= 0.0:
+            raise ValueError(f"Invalid rho value: {group['rho']}")
+        if group["perturbation"] not in ("gradient", "random"):
+            raise ValueError(f"Invalid perturbation value: {group['perturbation']!r} (expected 'gradient' or 'random')")
+
+    @property
+    def _perturbed(self) -> dict[Tensor, Tensor]:
+        """Parameters that stand at theta + e, with theta; empty between steps. No state: it does not outlive a step."""
+        return self.__dict__.setdefault("_moved", {})  # type: ignore[no-any-return]
+
+    @property
+    def _buffers(self) -> dict[Tensor, Tensor]:
+        """Memory of the backups, kept from step to step."""
+        return self.__dict__.setdefault("_backups", {})  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Moves the parameters to theta + e and keeps theta.
+
+        Args:
+            zero_grad: Also clear the gradients, which belong to theta.
+
+        Raises:
+            RuntimeError: The parameters are perturbed already, there is no gradient, or one is sparse. Nothing has been
+                changed then.
+
+        A norm that is not finite moves nothing. Cost: 20 bytes of traffic a float32 parameter.
+        """
+        if self._perturbed:
+            raise RuntimeError(f"{type(self).__name__}.first_step(): called twice; call second_step() or step() first")
+        random = {group["perturbation"] == "random" for group in self.param_groups}
+        if len(random) > 1:
+            raise RuntimeError(f"{type(self).__name__}.first_step(): the groups disagree on the perturbation")
+        targets = list(self._random_directions() if random.pop() else self._gradients())
+        if not targets:
+            raise RuntimeError(
+                f"{type(self).__name__}.first_step(): no parameter has a gradient; call backward() first, or use "
+                "perturbation='random'"
+            )
+        norm = self._norm(targets)
+        calls: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
+        for group, param, direction in targets:
+            if param not in self._buffers:
+                self._buffers[param] = torch.empty_like(param)
+            backup = self._buffers[param]
+            self._perturbed[param] = backup
+            if not is_dense(param):
+                backup.copy_(param)
+                scale = torch.where(norm.isfinite(), group["rho"] / (norm + 1e-12), 0.0).to(param.device, param.dtype)
+                move = direction * param.square() if group["adaptive"] else direction
+                param.add_(torch.where(scale != 0, scale * move, torch.zeros_like(move)))
+                continue
+            key = (param.device, param.dtype, group["rho"], group["adaptive"], functions_of(group))
+            params, directions, backups = calls.setdefault(key, ([], [], []))
+            params.append(param)
+            directions.append(laid_out_like(direction, param))
+            backups.append(backup)
+        for (device, dtype, rho, adaptive, functions), (params, directions, backups) in calls.items():
+            on_device = norm.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+            functions.sam_perturb_(params, directions, backups, on_device, rho=rho, adaptive=adaptive)
+        self._first_norm = norm
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Returns to theta and takes the amplified base step from there with the present gradients, in one pass.
+
+        Args:
+            zero_grad: Also clear the gradients, which belong to theta + e.
+
+        Raises:
+            RuntimeError: ``first_step`` has not been called.
+        """
+        if not self._perturbed:
+            raise RuntimeError(f"{type(self).__name__}.second_step(): call first_step() first")
+        self.step()
+        if zero_grad:
+            self.zero_grad()
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Context in which the parameters stand at theta + e, for loops that own their micro-batches.
+
+        Gradients are cleared on entry and may be accumulated inside; on exit, also by an exception, the parameters are
+        theta
+        again, and ``step()`` takes the step. Cost over the two calls: one more pass of 8 bytes a parameter.
+        """
+        self.first_step(zero_grad=True)
+        try:
+            yield
+        finally:
+            self._restore()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Both passes of a SAM step with a closure; without one the second, or a base step if nothing is perturbed.
+
+        Args:
+            closure: Clears the gradients, evaluates the model, calls backward and returns the loss. It is called twice
+            (once
+                for a random perturbation); freeze BatchNorm in the second call with
+                :func:`torch_ire.frozen_batch_norm`.
+
+        Returns:
+            The loss of the first call, or ``None``.
+        """
+        loss = None
+        if closure is not None:
+            random = self.param_groups[0]["perturbation"] == "random"
+            if not random:
+                with torch.enable_grad():
+                    loss = closure()
+            self.first_step(zero_grad=True)
+            try:
+                with torch.enable_grad():
+                    perturbed_loss = closure()
+            except BaseException:
+                self._restore()
+                raise
+            loss = perturbed_loss if random else loss
+        self._step_from_backups()
+        return loss
+
+    def _step_from_backups(self) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        moved = dict(self._perturbed)
+        if not moved:
+            self._step(None, found_inf)
+            return
+        if found_inf is not None:
+            # under a GradScaler a non-finite first pass skips the step as a non-finite second one does
+            found_inf = torch.maximum(found_inf, (~self._first_norm.isfinite()).to(found_inf))
+        for param, backup in moved.items():
+            # a parameter that the second pass gave no gradient takes no step, but has to come back; one with gaps in
+            # memory
+            # steps through a copy of itself
+            if param.grad is None or not is_dense(param):
+                param.copy_(backup)
+        for _, _, param in indexed_parameters(self.param_groups):
+            if param.grad is not None and param not in moved:
+                moved[param] = param.clone()  # a gradient in the second pass only: a step from where it is
+        self._step(moved, found_inf)
+        self._perturbed.clear()
+
+    def _restore(self) -> None:
+        for param, backup in self._perturbed.items():
+            with torch.no_grad():
+                param.copy_(backup)
+        self._perturbed.clear()
+
+    def _gradients(self) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
+        for _, group, param in indexed_parameters(self.param_groups):
+            grad = dense_gradient(param, type(self).__name__)
+            if grad is not None:
+                yield group, param, grad
+
+    def _random_directions(self) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
+        for index, group, param in indexed_parameters(self.param_groups):
+            if param.requires_grad:
+                key = mix64(mix64(mix64(group["seed"], _PERTURBATION), group["ire_step"]), index)
+                generator = torch.Generator(param.device).manual_seed(key & 0x7FFFFFFFFFFFFFFF)
+                direction = torch.empty_like(param)
+                yield group, param, direction.normal_(generator=generator)
+
+    def _norm(self, targets: list[tuple[Mapping[str, Any], Tensor, Tensor]]) -> Tensor:
+        """|| direction || over all parameters, || |theta| direction || over those of adaptive groups; on one device."""
+        calls: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+        for group, param, direction in targets:
+            key = (param.device, param.dtype, group["adaptive"], functions_of(group))
+            tensors, weights = calls.setdefault(key, ([], []))
+            dense = param if is_dense(param) else torch.empty_like(param).copy_(param)
+            tensors.append(laid_out_like(direction, dense))
+            if group["adaptive"]:
+                weights.append(dense)
+        norms: list[Tensor] = [functions.global_norm(ts, ws) for (*_, functions), (ts, ws) in calls.items()]
+        if len(norms) == 1:
+            return norms[0]
+        device = norms[0].device
+        total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(device, torch.float64) for norm in norms]))
+        return total
