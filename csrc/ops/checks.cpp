@@ -62,18 +62,18 @@ std::string strides_of(const Tensor& tensor) {
 
 void check_length(const char* op, const char* name, const TensorList& list, const char* leading_name,
                   const TensorList& leading) {
-  check(list.size() == leading.size(), op, name, ": expected one tensor for each of the ", leading.size(), " ",
-        leading_name, ", got ", list.size());
+  TORCH_IRE_CHECK(list.size() == leading.size(), op, name, ": expected one tensor for each of the ", leading.size(),
+                  " ", leading_name, ", got ", list.size());
 }
 
 void check_strided(const char* op, const char* name, size_t i, const Tensor& tensor) {
-  check(tensor.layout() == torch::headeronly::Layout::Strided, op, name, "[", i,
-        "]: expected a strided tensor, got a sparse or otherwise special layout");
+  TORCH_IRE_CHECK(tensor.layout() == torch::headeronly::Layout::Strided, op, name, "[", i,
+                  "]: expected a strided tensor, got a sparse or otherwise special layout");
 }
 
 void check_device(const char* op, const char* name, size_t i, const Tensor& tensor, const Tensor& like) {
-  check(tensor.device() == like.device(), op, name, "[", i, "]: expected device ", device_name(like), ", got ",
-        device_name(tensor));
+  TORCH_IRE_CHECK(tensor.device() == like.device(), op, name, "[", i, "]: expected device ", device_name(like),
+                  ", got ", device_name(tensor));
 }
 
 }  // namespace
@@ -116,18 +116,19 @@ ScalarType opmath_dtype(ScalarType dtype) {
 }
 
 void check_leading_list(const char* op, const char* name, const TensorList& list) {
-  check(!list.empty(), op, name, ": expected at least one tensor, got an empty list");
+  TORCH_IRE_CHECK(!list.empty(), op, name, ": expected at least one tensor, got an empty list");
   const ScalarType dtype = list[0].scalar_type();
-  check(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
-            dtype == ScalarType::Half,
-        op, name, "[0]: expected float32, float64, bfloat16 or float16, got ", name_of(dtype));
+  TORCH_IRE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
+                      dtype == ScalarType::Half,
+                  op, name, "[0]: expected float32, float64, bfloat16 or float16, got ", name_of(dtype));
   for (size_t i = 0; i < list.size(); ++i) {
     check_strided(op, name, i, list[i]);
-    check(list[i].scalar_type() == dtype, op, name, "[", i, "]: expected ", name_of(dtype), " as ", name, "[0], got ",
-          name_of(list[i].scalar_type()));
+    TORCH_IRE_CHECK(list[i].scalar_type() == dtype, op, name, "[", i, "]: expected ", name_of(dtype), " as ", name,
+                    "[0], got ", name_of(list[i].scalar_type()));
     check_device(op, name, i, list[i], list[0]);
-    check(is_dense(list[i]), op, name, "[", i, "]: expected a dense tensor (no gaps, no overlaps), got shape ",
-          shape_of(list[i]), " with strides ", strides_of(list[i]));
+    TORCH_IRE_CHECK(is_dense(list[i]), op, name, "[", i,
+                    "]: expected a dense tensor (no gaps, no overlaps), got shape ", shape_of(list[i]),
+                    " with strides ", strides_of(list[i]));
   }
 }
 
@@ -137,12 +138,12 @@ void check_list_like(const char* op, const char* name, const TensorList& list, c
   check_length(op, name, list, leading_name, leading);
   for (size_t i = 0; i < list.size(); ++i) {
     check_strided(op, name, i, list[i]);
-    check(list[i].scalar_type() == dtype, op, name, "[", i, "]: expected ", name_of(dtype), ", got ",
-          name_of(list[i].scalar_type()));
+    TORCH_IRE_CHECK(list[i].scalar_type() == dtype, op, name, "[", i, "]: expected ", name_of(dtype), ", got ",
+                    name_of(list[i].scalar_type()));
     check_device(op, name, i, list[i], leading[0]);
-    check(same_layout(list[i], leading[i]), op, name, "[", i, "]: expected shape ", shape_of(leading[i]),
-          " and strides ", strides_of(leading[i]), " as ", leading_name, "[", i, "], got ", shape_of(list[i]), " and ",
-          strides_of(list[i]));
+    TORCH_IRE_CHECK(same_layout(list[i], leading[i]), op, name, "[", i, "]: expected shape ", shape_of(leading[i]),
+                    " and strides ", strides_of(leading[i]), " as ", leading_name, "[", i, "], got ", shape_of(list[i]),
+                    " and ", strides_of(list[i]));
   }
 }
 
@@ -152,13 +153,13 @@ void check_masks(const char* op, const char* name, const TensorList& masks, cons
   check_length(op, name, masks, leading_name, leading);
   for (size_t i = 0; i < masks.size(); ++i) {
     check_strided(op, name, i, masks[i]);
-    check(masks[i].scalar_type() == ScalarType::Byte, op, name, "[", i, "]: expected uint8 (packed bits), got ",
-          name_of(masks[i].scalar_type()));
+    TORCH_IRE_CHECK(masks[i].scalar_type() == ScalarType::Byte, op, name, "[", i,
+                    "]: expected uint8 (packed bits), got ", name_of(masks[i].scalar_type()));
     check_device(op, name, i, masks[i], leading[0]);
     const int64_t bytes = (leading[i].numel() + 7) / 8;
-    check(masks[i].dim() == 1 && masks[i].numel() == bytes && masks[i].is_contiguous(), op, name, "[", i,
-          "]: expected ", bytes, " contiguous bytes for the ", leading[i].numel(), " coordinates of ", leading_name,
-          "[", i, "], got shape ", shape_of(masks[i]));
+    TORCH_IRE_CHECK(masks[i].dim() == 1 && masks[i].numel() == bytes && masks[i].is_contiguous(), op, name, "[", i,
+                    "]: expected ", bytes, " contiguous bytes for the ", leading[i].numel(), " coordinates of ",
+                    leading_name, "[", i, "], got shape ", shape_of(masks[i]));
   }
 }
 
@@ -167,18 +168,19 @@ void check_steps(const char* op, const char* name, const TensorList& steps, cons
   if (optional && steps.empty()) return;
   check_length(op, name, steps, leading_name, leading);
   for (size_t i = 0; i < steps.size(); ++i) {
-    check(steps[i].scalar_type() == ScalarType::Float && steps[i].numel() == 1, op, name, "[", i,
-          "]: expected one float32 number, got ", name_of(steps[i].scalar_type()), " of shape ", shape_of(steps[i]));
+    TORCH_IRE_CHECK(steps[i].scalar_type() == ScalarType::Float && steps[i].numel() == 1, op, name, "[", i,
+                    "]: expected one float32 number, got ", name_of(steps[i].scalar_type()), " of shape ",
+                    shape_of(steps[i]));
     check_device(op, name, i, steps[i], leading[0]);
   }
 }
 
 void check_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like) {
   const ScalarType dtype = scalar.scalar_type();
-  check((dtype == ScalarType::Float || dtype == ScalarType::Double) && scalar.numel() == 1, op, name,
-        ": expected one float32 or float64 number, got ", name_of(dtype), " of shape ", shape_of(scalar));
-  check(scalar.device() == like.device(), op, name, ": expected device ", device_name(like), ", got ",
-        device_name(scalar));
+  TORCH_IRE_CHECK((dtype == ScalarType::Float || dtype == ScalarType::Double) && scalar.numel() == 1, op, name,
+                  ": expected one float32 or float64 number, got ", name_of(dtype), " of shape ", shape_of(scalar));
+  TORCH_IRE_CHECK(scalar.device() == like.device(), op, name, ": expected device ", device_name(like), ", got ",
+                  device_name(scalar));
 }
 
 void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor& grad_scale,
@@ -192,10 +194,10 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
 
 void check_rounding_keys(const char* op, const std::vector<int64_t>& keys, const TensorList& params) {
   if (keys.empty()) return;
-  check(keys.size() == params.size(), op, "rounding_keys: expected one key for each of the ", params.size(),
-        " params, got ", keys.size());
-  check(params[0].scalar_type() == ScalarType::BFloat16, op,
-        "rounding_keys: stochastic rounding is for bfloat16 params, got ", name_of(params[0].scalar_type()));
+  TORCH_IRE_CHECK(keys.size() == params.size(), op, "rounding_keys: expected one key for each of the ", params.size(),
+                  " params, got ", keys.size());
+  TORCH_IRE_CHECK(params[0].scalar_type() == ScalarType::BFloat16, op,
+                  "rounding_keys: stochastic rounding is for bfloat16 params, got ", name_of(params[0].scalar_type()));
 }
 
 double scalar_value(const Tensor& scalar) {

@@ -28,10 +28,11 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-template <class... Parts>
-void check(bool condition, const char* op, const Parts&... parts) {
-  if (!condition) fail(op, parts...);
-}
+// A macro, so that the parts of a message are put together only when it is needed: a step checks a thousand tensors.
+#define TORCH_IRE_CHECK(condition, op, ...)  \
+  do {                                       \
+    if (!(condition)) fail(op, __VA_ARGS__); \
+  } while (false)
 
 const char* name_of(ScalarType dtype);
 std::string device_name(const Tensor& tensor);

@@ -22,8 +22,9 @@ inline void check_fused_sgd_flat(const TensorList& params, const TensorList& gra
   check_steps(op, "state_steps", state_steps, "params", params, /*optional=*/!counts);
   check_masks(op, "flat_masks", flat_masks, "params", params);
   check_list_like(op, "restore_from", restore_from, "params", params, dtype, /*optional=*/true);
-  check(!nesterov || (momentum != 0.0 && dampening == 0.0), op,
-        "nesterov: expected a momentum and zero dampening, got momentum ", momentum, " and dampening ", dampening);
+  TORCH_IRE_CHECK(!nesterov || (momentum != 0.0 && dampening == 0.0), op,
+                  "nesterov: expected a momentum and zero dampening, got momentum ", momentum, " and dampening ",
+                  dampening);
   check_step_scalars(op, params[0], grad_scale, found_inf, lr_tensor, kappa_tensor);
   check_rounding_keys(op, rounding_keys, params);
 }
