@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "kernels/clones.h"
@@ -32,6 +33,28 @@ TORCH_IRE_INLINE void expand_mask(const uint8_t* mask, int64_t i, int64_t count,
   for (int64_t b = 0; b < full; ++b)
     for (int64_t j = 0; j < 8; ++j) flat[8 * b + j] = static_cast<uint8_t>((bytes[b] >> j) & 1);
   for (int64_t j = 8 * full; j < count; ++j) flat[j] = static_cast<uint8_t>((bytes[j / 8] >> (j % 8)) & 1);
+}
+
+// The inverse: bytes 0 or 1, a multiple of 8 of them, as bits. Three shifts bring the lowest bits of eight bytes
+// together, and shifts of 64-bit words vectorise where a multiplication would not.
+TORCH_IRE_INLINE void pack_flags(const uint8_t* flags, int64_t count, uint8_t* bits) {
+  for (int64_t b = 0; b < count / 8; ++b) {
+    uint64_t word;
+    std::memcpy(&word, flags + 8 * b, sizeof word);
+    word |= word >> 7;
+    word |= word >> 14;
+    word |= word >> 28;
+    bits[b] = static_cast<uint8_t>(word);
+  }
+}
+
+// Sum of n numbers, n a power of two, halving the list until one is left: the loops vectorise without reordering
+// anything, and the rounding error grows with log n. Overwrites the list.
+template <int64_t n, class S>
+TORCH_IRE_INLINE S tree_sum(S* values) {
+  for (int64_t half = n / 2; half > 0; half /= 2)
+    for (int64_t j = 0; j < half; ++j) values[j] += values[j + half];
+  return values[0];
 }
 
 // Stores a block of results, elements [i, i + count) of the tensor, rounded to T: to nearest, or stochastically where

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "math/number.h"
+#include "ops/dispatch.h"
 
 namespace torch_ire {
 namespace {
@@ -111,6 +112,11 @@ std::string shape_of(const Tensor& tensor) {
   return out.str();
 }
 
+bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
+         dtype == ScalarType::Half;
+}
+
 ScalarType opmath_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -118,9 +124,8 @@ ScalarType opmath_dtype(ScalarType dtype) {
 void check_leading_list(const char* op, const char* name, const TensorList& list) {
   TORCH_IRE_CHECK(!list.empty(), op, name, ": expected at least one tensor, got an empty list");
   const ScalarType dtype = list[0].scalar_type();
-  TORCH_IRE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
-                      dtype == ScalarType::Half,
-                  op, name, "[0]: expected float32, float64, bfloat16 or float16, got ", name_of(dtype));
+  TORCH_IRE_CHECK(is_floating(dtype), op, name, "[0]: expected float32, float64, bfloat16 or float16, got ",
+                  name_of(dtype));
   for (size_t i = 0; i < list.size(); ++i) {
     check_strided(op, name, i, list[i]);
     TORCH_IRE_CHECK(list[i].scalar_type() == dtype, op, name, "[", i, "]: expected ", name_of(dtype), " as ", name,
@@ -183,6 +188,14 @@ void check_scalar(const char* op, const char* name, const Tensor& scalar, const 
                   device_name(scalar));
 }
 
+void check_score_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like) {
+  TORCH_IRE_CHECK(is_floating(scalar.scalar_type()) && scalar.numel() == 1, op, name,
+                  ": expected one float32, float64, bfloat16 or float16 number, got ", name_of(scalar.scalar_type()),
+                  " of shape ", shape_of(scalar));
+  TORCH_IRE_CHECK(scalar.device() == like.device(), op, name, ": expected device ", device_name(like), ", got ",
+                  device_name(scalar));
+}
+
 void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor& grad_scale,
                         const OptionalTensor& found_inf, const OptionalTensor& lr_tensor,
                         const OptionalTensor& kappa_tensor) {
@@ -201,9 +214,11 @@ void check_rounding_keys(const char* op, const std::vector<int64_t>& keys, const
 }
 
 double scalar_value(const Tensor& scalar) {
-  const void* data = scalar.data_ptr();
-  return scalar.scalar_type() == ScalarType::Double ? *static_cast<const double*>(data)
-                                                    : static_cast<double>(*static_cast<const float*>(data));
+  double value = 0.0;
+  dispatch_floating(scalar.scalar_type(), [&](auto tag) {
+    value = static_cast<double>(to_opmath(*data_of<typename decltype(tag)::type>(scalar)));
+  });
+  return value;
 }
 
 }  // namespace torch_ire

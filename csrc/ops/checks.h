@@ -38,6 +38,9 @@ const char* name_of(ScalarType dtype);
 std::string device_name(const Tensor& tensor);
 std::string shape_of(const Tensor& tensor);
 
+// The four dtypes of parameters.
+bool is_floating(ScalarType dtype);
+
 // float32 for the half types and float32, float64 for float64: moments, scores and norms.
 ScalarType opmath_dtype(ScalarType dtype);
 
@@ -60,6 +63,10 @@ void check_steps(const char* op, const char* name, const TensorList& steps, cons
 // A scalar that lives in memory: one element, floating, on the device of `like`.
 void check_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like);
 
+// A score that lives in memory, a threshold or a guess at one: one element of any of the four dtypes, on the device of
+// `like`.
+void check_score_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like);
+
 // The scalars that a step can take from memory.
 void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor& grad_scale,
                         const OptionalTensor& found_inf, const OptionalTensor& lr_tensor,
@@ -68,7 +75,7 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
 // One key a tensor, for bfloat16 only, or none.
 void check_rounding_keys(const char* op, const std::vector<int64_t>& keys, const TensorList& params);
 
-// Value of a one-element floating CPU tensor.
+// Value of a one-element CPU tensor of one of the four dtypes.
 double scalar_value(const Tensor& scalar);
 
 inline double scalar_or(const OptionalTensor& scalar, double otherwise) {

@@ -23,6 +23,7 @@ __all__ = [
     "random_bits",
     "round_stochastic",
     "scalar",
+    "score_of",
     "step_key",
     "uniform_open",
     "unpack",
@@ -39,6 +40,17 @@ def opmath(tensor: Tensor) -> Tensor:
 def scalar(tensor: Tensor | None, otherwise: float) -> float:
     """A scalar that may live in memory."""
     return otherwise if tensor is None else float(tensor)
+
+
+def score_of(tensor: Tensor, score: str) -> Tensor:
+    """What of a tensor is ranked: squares in float32 whatever the dtype, the rest in the precision of the arithmetic."""
+    if score == "square":
+        return tensor.float().square()
+    if score == "abs":
+        return opmath(tensor).abs()
+    if score == "value":
+        return opmath(tensor)
+    raise ValueError(f'score: expected "value", "abs" or "square", got "{score}"')
 
 
 def flat_bits(flat_masks: Sequence[Tensor], i: int, like: Tensor) -> Tensor:

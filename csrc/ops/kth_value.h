@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+
+#include "ops/score.h"
+
+namespace torch_ire {
+
+// Shared by the CPU and the CUDA operator; returns what is ranked.
+inline Score check_kth_value(const TensorList& tensors, int64_t k, const std::string& score,
+                             const OptionalTensor& hint) {
+  constexpr const char* op = "kth_value";
+  check_leading_list(op, "tensors", tensors);
+  if (hint.has_value()) check_score_scalar(op, "hint", *hint, tensors[0]);
+  const Score parsed = parse_score(op, score);
+  int64_t total = 0;
+  for (const Tensor& tensor : tensors) total += tensor.numel();
+  TORCH_IRE_CHECK(k >= 1 && k <= total, op, "k: expected 1 <= k <= ", total, ", the number of elements, got ", k);
+  return parsed;
+}
+
+}  // namespace torch_ire
