@@ -7,15 +7,12 @@ namespace {
 template <class T>
 TORCH_IRE_INLINE void range(const DisplacementFlatSpan<T>& s, opmath_t<T> kappa, opmath_t<T> keep, int64_t begin,
                             int64_t end) {
-  for_each_block(begin, end, [&](int64_t i, int64_t count) TORCH_IRE_INLINE_LAMBDA {
-    uint8_t flat[kBlockElems];
-    expand_mask(s.flat_mask, i, count, flat);
-    T* __restrict theta = s.theta + i;
-    const T* __restrict previous = s.previous + i;
-    for (int64_t j = 0; j < count; ++j)
-      theta[j] = round_nearest<T>::from(
-          displacement_flat_step(to_opmath(theta[j]), to_opmath(previous[j]), flat[j] != 0, kappa, keep));
-  });
+  T* theta = s.theta;
+  const T* previous = s.previous;
+  update_range(theta, s.flat_mask, begin, end, /*stochastic=*/false, /*key=*/0,
+               [=](int64_t i, bool flat) TORCH_IRE_INLINE_LAMBDA {
+                 return displacement_flat_step(to_opmath(theta[i]), to_opmath(previous[i]), flat, kappa, keep);
+               });
 }
 
 }  // namespace

@@ -8,18 +8,14 @@ template <SgdMomentum kMomentum, class T>
 TORCH_IRE_INLINE void range(const SgdFlatSpan<T>& s, const SgdCoefficients<opmath_t<T>>& coefficients,
                             opmath_t<T> grad_factor, int64_t begin, int64_t end) {
   const SgdCoefficients<opmath_t<T>> c = coefficients;  // a copy: stores through the span cannot change it
-  for_each_block(begin, end, [&](int64_t i, int64_t count) TORCH_IRE_INLINE_LAMBDA {
-    uint8_t flat[kBlockElems];
-    opmath_t<T> result[kBlockElems];
-    expand_mask(s.flat_mask, i, count, flat);
-    const T* __restrict theta = s.theta_from + i;
-    const T* __restrict grad = s.grad + i;
-    opmath_t<T>* __restrict buffer = kMomentum == SgdMomentum::kNone ? nullptr : s.momentum_buffer + i;
-    for (int64_t j = 0; j < count; ++j)
-      result[j] =
-          sgd_flat_step<kMomentum>(to_opmath(theta[j]), to_opmath(grad[j]) * grad_factor, buffer + j, flat[j] != 0, c);
-    store_block(s.theta, i, count, result, s.stochastic, s.rounding_key);
-  });
+  const T* theta = s.theta_from;
+  const T* grad = s.grad;
+  opmath_t<T>* buffer = s.momentum_buffer;
+  update_range(s.theta, s.flat_mask, begin, end, s.stochastic, s.rounding_key,
+               [=](int64_t i, bool flat) TORCH_IRE_INLINE_LAMBDA {
+                 return sgd_flat_step<kMomentum>(to_opmath(theta[i]), to_opmath(grad[i]) * grad_factor, buffer + i,
+                                                 flat, c);
+               });
 }
 
 }  // namespace

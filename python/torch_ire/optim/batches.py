@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +40,13 @@ def dense_gradient(param: Tensor, owner: str) -> Tensor | None:
 
 @dataclass
 class Batch:
-    """Parameters of one group, device and dtype that take a step together, with everything the step needs of them."""
+    """Parameters of one group, device and dtype that take a step together, with everything the step needs of them.
+
+    An optimistic batch is a whole group put together without a look at each tensor; its operator checks them all.
+    """
 
     group: dict[str, Any]
+    optimistic: bool = False
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
@@ -50,6 +54,24 @@ class Batch:
     restore_from: list[Tensor] = field(default_factory=list)
     # parameters with gaps in memory step through a dense copy: (parameter, copy)
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def of_whole_group(
+        cls, group: dict[str, Any], first: int, states: Mapping[Tensor, dict[str, Any]], keys: Sequence[str]
+    ) -> Batch | None:
+        """The whole group as one batch, or ``None`` where a gradient or a state tensor is missing or special.
+
+        Whether the tensors share a device, a dtype and a layout is left to the operator, which looks at them anyway.
+        """
+        params = group["params"]
+        grads = [param.grad for param in params]
+        if any(grad is None or grad.layout is not torch.strided for grad in grads):
+            return None
+        batch = cls(group, True, params, grads, [states[param] for param in params])
+        if not all(map(set(keys).issubset, batch.states)):
+            return None
+        batch.indices = list(range(first, first + len(params)))
+        return batch
 
     def add(self, index: int, param: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
         """Appends one parameter; ``index`` counts the parameters of the optimizer."""
@@ -64,6 +86,8 @@ class Batch:
 
     def moments(self, key: str) -> list[Tensor]:
         """One state tensor of every parameter, in the parameter's layout."""
+        if self.optimistic:
+            return [state[key] for state in self.states]
         tensors = []
         for param, state in zip(self.params, self.states, strict=True):
             if state[key].stride() != param.stride():
@@ -77,6 +101,14 @@ class Batch:
         if all(mask is None for mask in masks):
             return []
         return [empty_mask(p) if mask is None else mask for p, mask in zip(self.params, masks, strict=True)]
+
+    def is_whole_group(self) -> bool:
+        """Whether the operator takes the group's parameters, gradients and state just as they are."""
+        group_params = self.group["params"]
+        return len(self.params) == len(group_params) and all(
+            ours is theirs and grad is theirs.grad
+            for ours, grad, theirs in zip(self.params, self.grads, group_params, strict=True)
+        )
 
     def write_back(self) -> None:
         """Brings the results of dense copies home."""

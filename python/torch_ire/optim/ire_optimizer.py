@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from torch_ire import _native, ops, reference
 from torch_ire.optim.arguments import COUNTERS, check_ire_arguments, enhancement, is_due, moves_nothing
-from torch_ire.optim.batches import Batch, dense_gradient, indexed_parameters
+from torch_ire.optim.batches import Batch, dense_gradient
 from torch_ire.optim.checkpoint import (
     check_state,
     completed_groups,
@@ -194,34 +194,65 @@ class IREOptimizer(torch.optim.Optimizer):
             self._refresh.at_random()
         batches = self._batches(backups)
         for batch in batches:
-            group = batch.group
-            flat_masks = batch.flat_masks() if group["ire_step"] >= group["warmup_steps"] else []
-            self._rule(group).step(functions_of(group), batch, flat_masks, self._scalars(batch, found_inf))
-            batch.write_back()
+            if batch.optimistic:
+                try:
+                    self._step_batch(batch, found_inf)
+                except RuntimeError:
+                    # the operator has checked all tensors and changed none; now with a look at each
+                    for exact in self._exact_batches(batch.group, batch.indices[0], backups):
+                        self._step_batch(exact, found_inf)
+            else:
+                self._step_batch(batch, found_inf)
         if "second_moment" in curvatures and not rehearsal and any(map(is_due, self.param_groups)):
             self._refresh.from_second_moment()
         if not rehearsal:
             for group in self.param_groups:
                 group["ire_step"] += 1
 
+    def _step_batch(self, batch: Batch, found_inf: Tensor | None) -> None:
+        group = batch.group
+        flat_masks = batch.flat_masks() if group["ire_step"] >= group["warmup_steps"] else []
+        self._rule(group).step(functions_of(group), batch, flat_masks, self._scalars(batch, found_inf))
+        batch.write_back()
+
     def _batches(self, backups: Mapping[Tensor, Tensor] | None) -> list[Batch]:
         """All parameters with a gradient, checked and sorted into lists, before anything is written."""
-        batches: dict[tuple[int, torch.device, torch.dtype], Batch] = {}
-        found = []
-        for index, group, param in indexed_parameters(self.param_groups):
-            grad = dense_gradient(param, type(self).__name__)
-            if grad is not None:
-                found.append((index, group, param, grad))
-        for index, group, param, grad in found:
+        batches: list[Batch] = []
+        first = 0
+        for group in self.param_groups:
+            whole = None
+            if self._whole_groups.get(id(group)) and backups is None:
+                whole = Batch.of_whole_group(group, first, self.state, self._rule(group).state_keys(group))
+            batches += [whole] if whole is not None else self._exact_batches(group, first, backups)
+            first += len(group["params"])
+        return batches
+
+    def _exact_batches(self, group: dict[str, Any], first: int, backups: Mapping[Tensor, Tensor] | None) -> list[Batch]:
+        found = [
+            (i, param, dense_gradient(param, type(self).__name__)) for i, param in enumerate(group["params"], first)
+        ]
+        rule = self._rule(group)
+        batches: dict[tuple[torch.device, torch.dtype], Batch] = {}
+        for index, param, grad in found:
+            if grad is None:
+                continue
             state = self.state[param]
-            self._rule(group).prepare(group, param, state)
-            key = (id(group), param.device, param.dtype)
+            rule.prepare(group, param, state)
+            key = (param.device, param.dtype)
             if key not in batches:
                 batches[key] = Batch(group)
             batches[key].add(index, param, grad, state)
             if backups is not None:
                 batches[key].restore_from.append(backups[param])
-        return list(batches.values())
+        exact = list(batches.values())
+        native = functions_of(group) is ops and _native.module is not None
+        self._whole_groups[id(group)] = native and len(exact) == 1 and exact[0].is_whole_group()
+        return exact
+
+    @property
+    def _whole_groups(self) -> dict[int, bool]:
+        """Groups that were one batch as they are when last looked at; a guess, which the operator's checks correct."""
+        return self.__dict__.setdefault("_whole", {})  # type: ignore[no-any-return]
 
     def _scalars(self, batch: Batch, found_inf: Tensor | None) -> dict[str, Any]:
         """Learning rate, kappa and AMP scalars, each as a float or on the device of the batch."""

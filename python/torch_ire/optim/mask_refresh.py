@@ -120,6 +120,8 @@ class MaskRefresh:
         """Draws every due mask anew: the control."""
         groups = self.groups()
         due = [group for group in groups if is_due(group)]
+        if not due:
+            return
         for index, group, param in indexed_parameters(groups):
             if param.requires_grad and any(group is g for g in due):
                 key = mix64(mix64(mix64(group["seed"], _RANDOM_MASK), group["ire_step"]), index)
