@@ -13,7 +13,7 @@ if(NOT EXISTS "${torch_root}/include/torch/csrc/stable/library.h")
 endif()
 
 # libtorch.so comes first: on a CUDA torch it brings libtorch_cuda.so, and with it the stream shim, into the lookup scope of _C, while a CPU torch
-# has the same file without it. No rpath: `import torch` has loaded both before `_C` is imported.
+# has the same file without it.
 add_library(torch_ire_torch INTERFACE)
 add_library(torch_ire::torch ALIAS torch_ire_torch)
 if(NOT APPLE)

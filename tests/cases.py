@@ -1,0 +1,98 @@
+"""Tables that tests run over: one sample call of every operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+SHAPES = ((7, 5), (), (0,), (33,))
+
+
+class Sample:
+    """Tensors of one call: a short list with a matrix, a number, an empty tensor and a vector."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.opmath = torch.float64 if dtype == torch.float64 else torch.float32
+        self.device = device
+        self.generator = torch.Generator().manual_seed(0)
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return values.to(device=self.device, dtype=dtype or self.dtype)
+
+    def normals(self, dtype: torch.dtype | None = None) -> list[Tensor]:
+        return [self.normal(shape, dtype) for shape in SHAPES]
+
+    def squares(self) -> list[Tensor]:
+        return [values.square() for values in self.normals(self.opmath)]
+
+    def steps(self) -> list[Tensor]:
+        return [torch.tensor(3.0, device=self.device) for _ in SHAPES]
+
+    def masks(self) -> list[Tensor]:
+        sizes = [-(-torch.Size(shape).numel() // 8) for shape in SHAPES]
+        bits = [torch.randint(0, 256, (size,), generator=self.generator, dtype=torch.uint8) for size in sizes]
+        return [byte.to(self.device) for byte in bits]
+
+    def number(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=self.opmath, device=self.device)
+
+
+def _fused_adamw_flat_(s: Sample) -> Call:
+    lists = (s.normals(), s.normals(), s.normals(s.opmath), s.squares(), s.steps(), s.masks(), [])
+    return lists, {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "kappa": 2.0}
+
+
+def _fused_sgd_flat_(s: Sample) -> Call:
+    lists = (s.normals(), s.normals(), s.normals(s.opmath), s.steps(), s.masks(), [])
+    scalars = {"lr": 0.1, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1, "nesterov": False, "kappa": 2.0}
+    return lists, scalars
+
+
+def _displacement_flat_(s: Sample) -> Call:
+    return (s.normals(), s.normals(), s.masks()), {"kappa": 2.0, "decay": 0.01}
+
+
+def _sam_perturb_(s: Sample) -> Call:
+    return (s.normals(), s.normals(), s.normals(), s.number(3.0)), {"rho": 0.05, "adaptive": True}
+
+
+def _global_norm(s: Sample) -> Call:
+    return (s.normals(), s.normals()), {}
+
+
+def _hessian_diag_(s: Sample) -> Call:
+    return (s.squares(), s.normals()), {"beta": 0.9, "num_predictions": 8.0}
+
+
+def _kth_value(s: Sample) -> Call:
+    return (s.normals(), 20), {"score": "square"}
+
+
+def _flat_mask_(s: Sample) -> Call:
+    return (s.masks(), s.normals(), s.number(0.5)), {"score": "abs"}
+
+
+def _sample_labels(s: Sample) -> Call:
+    return (s.normal((6, 11)),), {"seed": 1, "offset": 2}
+
+
+# operator -> arguments of a call in which every hyperparameter matters
+OPERATORS: dict[str, Callable[[Sample], Call]] = {
+    "displacement_flat_": _displacement_flat_,
+    "flat_mask_": _flat_mask_,
+    "fused_adamw_flat_": _fused_adamw_flat_,
+    "fused_sgd_flat_": _fused_sgd_flat_,
+    "global_norm": _global_norm,
+    "hessian_diag_": _hessian_diag_,
+    "kth_value": _kth_value,
+    "sam_perturb_": _sam_perturb_,
+    "sample_labels": _sample_labels,
+}
+# Schemas that no kernel implements yet; a kernel's change takes its name out of here.
+UNIMPLEMENTED = frozenset({"flat_mask_", "global_norm", "hessian_diag_", "kth_value", "sample_labels"})

@@ -1,0 +1,34 @@
+"""What all tests share: devices, threads, and the settings of hypothesis."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples on every run and machine; `pytest --hypothesis-profile=thorough` searches for new ones.
+settings.register_profile(
+    "repeatable", derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", max_examples=2000, deadline=None)
+settings.load_profile("repeatable")
+
+# Two, so that the parallel path is walked, and no more: the tensors are small and starting threads costs more than it saves.
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that has native operators."""
+    return torch.device(request.param)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, torch sees none"))
