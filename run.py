@@ -1,4 +1,4 @@
-"""Sets up everything in `.venv` and runs the demo, the tests or the linters: needs Python >= 3.10, pip and a C++ compiler.
+"""Sets everything up in `.venv` and runs demo, tests or linters; needs Python >= 3.10, pip and a C++ compiler.
 
     python3 run.py demo [--quick]       train on real data, print a table, draw a figure
     python3 run.py test [pytest ...]    the whole test suite

@@ -15,7 +15,7 @@ settings.register_profile(
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile("repeatable")
 
-# Two, so that the parallel path is walked, and no more: the tensors are small and starting threads costs more than it saves.
+# Two, so that the parallel path is walked, and no more: on small tensors starting threads costs more than it saves.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 

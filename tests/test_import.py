@@ -62,7 +62,9 @@ params, grads = [torch.ones(3)], [torch.tensor([1.0, -1.0, 2.0])]
 state = [[torch.zeros(3)], [torch.zeros(3)], [torch.tensor(0.0)]]
 with warnings.catch_warnings():
     warnings.simplefilter("error")
-    torch_ire.ops.fused_adamw_flat_(params, grads, *state, lr=0.1, beta1=0.9, beta2=0.999, eps=0.0, weight_decay=0.0, kappa=0.0)
+    torch_ire.ops.fused_adamw_flat_(
+        params, grads, *state, lr=0.1, beta1=0.9, beta2=0.999, eps=0.0, weight_decay=0.0, kappa=0.0
+    )
 torch.testing.assert_close(params[0], torch.tensor([0.9, 1.1, 0.9]))
 torch_ire.show_config()
 """
@@ -79,7 +81,7 @@ def test_version_is_that_of_pyproject() -> None:
 
 def test_unknown_attributes_are_missing() -> None:
     with pytest.raises(AttributeError, match="module 'torch_ire' has no attribute 'no_such_name'"):
-        torch_ire.no_such_name
+        _ = torch_ire.no_such_name
 
 
 def test_version_without_a_distribution_comes_from_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every file knows its room: numbers, raw pointers, tensors; and in Python reference, ops, and what is built on them."""
+"""Every file knows its room: numbers, raw pointers, tensors; in Python reference, ops and what is built on them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def imported(path: Path) -> set[str]:
 # but the native module.
 LEAVES = ("counter_rng", "packed_mask")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    **{leaf: () for leaf in LEAVES},
+    **dict.fromkeys(LEAVES, ()),
     "_native": ("_C",),
     "reference": LEAVES,
     "ops": (*LEAVES, "_native", "reference"),

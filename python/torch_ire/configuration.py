@@ -10,7 +10,7 @@ from torch_ire import _native
 
 
 def version() -> str:
-    """The version of torch-ire: of the installed distribution, or of the native library in a checkout built in place."""
+    """The version of the installed distribution, or of the native library in a checkout that was built in place."""
     try:
         return importlib.metadata.version("torch-ire")
     except importlib.metadata.PackageNotFoundError:
