@@ -13,7 +13,7 @@ import torch_ire
 from layout import ROOT, pyproject
 
 LIBRARY = Path(str(torch_ire._native.module.__file__))
-# C names (aoti_torch_*, Python's) and the C++ runtime may be asked for; C++ names of torch change from version to version.
+# C names (aoti_torch_*, Python's) and the C++ runtime may be asked for; C++ names of torch change with it.
 FORBIDDEN = re.compile(r"(?<![\w:])(at|c10|caffe2|torch)::|(?<!\w)_ZN?K?(2at|3c10|6caffe2|5torch)")
 
 
