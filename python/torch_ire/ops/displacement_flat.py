@@ -42,6 +42,15 @@ def displacement_flat_(
     Cost: 12 + 1/8 bytes a float32 coordinate; no workspace.
     Determinism: elementwise, the same bits run to run; sharp coordinates keep their bits.
 
+    Example:
+        >>> import torch
+        >>> from torch_ire import ops
+        >>> theta, previous = torch.tensor([0.9, 0.9]), torch.ones(2)
+        >>> first_is_flat = torch.tensor([0b01], dtype=torch.uint8)
+        >>> ops.displacement_flat_([theta], [previous], [first_is_flat], kappa=2.0)
+        >>> theta
+        tensor([0.7000, 0.9000])
+
     References:
         Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
         Algorithm 1.

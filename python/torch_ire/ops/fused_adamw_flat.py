@@ -75,6 +75,19 @@ def fused_adamw_flat_(
     Cost: 28 + 1/8 bytes a float32 coordinate, 4 more with ``restore_from``; no workspace.
     Determinism: elementwise, the same bits run to run; CPU and CUDA agree to 2 ulp.
 
+    Example:
+        >>> import torch
+        >>> from torch_ire import ops
+        >>> theta, g = torch.ones(2), torch.tensor([0.5, -0.5])
+        >>> moments = [torch.zeros(2)], [torch.zeros(2)]
+        >>> first_is_flat = torch.tensor([0b01], dtype=torch.uint8)
+        >>> ops.fused_adamw_flat_(
+        ...     [theta], [g], *moments, [torch.tensor(0.0)], [first_is_flat],
+        ...     lr=0.1, beta1=0.9, beta2=0.999, eps=0.0, weight_decay=0.0, kappa=2.0,
+        ... )
+        >>> theta
+        tensor([0.7000, 1.1000])
+
     References:
         Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
         Algorithm 1.

@@ -73,6 +73,18 @@ def fused_sgd_flat_(
     workspace.
     Determinism: elementwise, the same bits run to run; CPU and CUDA agree to 2 ulp.
 
+    Example:
+        >>> import torch
+        >>> from torch_ire import ops
+        >>> theta, g = torch.ones(2), torch.tensor([0.5, -0.5])
+        >>> first_is_flat = torch.tensor([0b01], dtype=torch.uint8)
+        >>> ops.fused_sgd_flat_(
+        ...     [theta], [g], flat_masks=[first_is_flat],
+        ...     lr=0.1, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, kappa=2.0,
+        ... )
+        >>> theta
+        tensor([0.8500, 1.0500])
+
     References:
         Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
         Algorithm 1.

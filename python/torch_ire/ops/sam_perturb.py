@@ -44,6 +44,14 @@ def sam_perturb_(
     Cost: 16 bytes a float32 coordinate; no workspace.
     Determinism: elementwise, the same bits run to run.
 
+    Example:
+        >>> import torch
+        >>> from torch_ire import ops
+        >>> theta, backup, g = torch.ones(2), torch.empty(2), torch.tensor([3.0, -4.0])
+        >>> ops.sam_perturb_([theta], [g], [backup], torch.tensor(5.0), rho=0.5)
+        >>> theta, backup
+        (tensor([1.3000, 0.6000]), tensor([1., 1.]))
+
     References:
         Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", arXiv:2010.01412, Eq. 2.
         Kwon et al., "ASAM", arXiv:2102.11600, Eq. 5.
