@@ -43,7 +43,7 @@ def scalar(tensor: Tensor | None, otherwise: float) -> float:
 
 
 def score_of(tensor: Tensor, score: str) -> Tensor:
-    """What of a tensor is ranked: squares in float32 whatever the dtype, all else in the arithmetic's precision."""
+    """What of a tensor is ranked: squares in float32 whatever the dtype, else in working precision."""
     if score == "square":
         return tensor.float().square()
     if score == "abs":
