@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_ire.ops.registration import call, mark_mutated, register_fake
+from torch_ire.ops.registration import call, check_one_device, mark_mutated, register_fake
 
 
 def displacement_flat_(
@@ -67,3 +67,4 @@ def displacement_flat_(
 @register_fake("displacement_flat_")
 def _(*args: Any, **kwargs: Any) -> None:
     """Nothing is returned; the schema says what is written."""
+    check_one_device("displacement_flat_", *(arg for arg in args if isinstance(arg, (list, tuple))))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_ire.ops.registration import call, mark_mutated, register_fake
+from torch_ire.ops.registration import call, check_one_device, mark_mutated, register_fake
 
 
 def fused_adamw_flat_(
@@ -108,3 +108,4 @@ def fused_adamw_flat_(
 @register_fake("fused_adamw_flat_")
 def _(*args: Any, **kwargs: Any) -> None:
     """Nothing is returned; the schema says what is written."""
+    check_one_device("fused_adamw_flat_", *(arg for arg in args if isinstance(arg, (list, tuple))))

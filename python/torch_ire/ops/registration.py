@@ -28,6 +28,13 @@ def mark_mutated(*lists: Sequence[Tensor]) -> None:
             torch.autograd.graph.increment_version(tensors)
 
 
+def check_one_device(name: str, *lists: Sequence[Tensor]) -> None:
+    """For shape functions: the dispatcher takes them for lists of which any tensor is on the meta device."""
+    devices = sorted({str(tensor.device) for tensors in lists for tensor in tensors})
+    if len(devices) > 1:
+        raise RuntimeError(f"torch_ire::{name}: expected all tensors on one device, got {', '.join(devices)}")
+
+
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the shape function of an operator; without the native library there is no operator to register."""
     if _native.module is None:

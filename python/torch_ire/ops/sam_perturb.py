@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_ire.ops.registration import call, mark_mutated, register_fake
+from torch_ire.ops.registration import call, check_one_device, mark_mutated, register_fake
 
 
 def sam_perturb_(
@@ -65,3 +65,4 @@ def sam_perturb_(
 @register_fake("sam_perturb_")
 def _(*args: Any, **kwargs: Any) -> None:
     """Nothing is returned; the schema says what is written."""
+    check_one_device("sam_perturb_", *(arg for arg in args if isinstance(arg, (list, tuple))))
