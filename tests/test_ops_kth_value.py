@@ -172,6 +172,18 @@ def test_sample_that_misleads(misleading: float | str, dtype: torch.dtype) -> No
     check_ranks([x], "value", ranks(n))
 
 
+@pytest.mark.parametrize("sampled", [0, 3, 7, 100])
+def test_sample_that_misleads_among_neighbouring_numbers(sampled: int) -> None:
+    # Eight subnormals without a float between them, in runs of ties: every end of a bracket is an answer somewhere.
+    n = 2 * SAMPLED
+    steps = torch.randint(0, 8, (n,), generator=torch.Generator().manual_seed(9), dtype=torch.int32)
+    steps[sampled_positions(n)] = sampled
+    x = steps.view(torch.float32)
+    expected = sorted_scores([x], "value")
+    first = (expected[1:] != expected[:-1]).nonzero().flatten() + 2
+    check_ranks([x], "value", sorted({1, n, *first.tolist(), *(first - 1).tolist()}))
+
+
 def test_room_for_the_gathered_keys_overflows() -> None:
     # 20 million doubles: one bracket holds more keys than the workspace has room for, a second pass narrows it.
     x = torch.rand(20_000_000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)

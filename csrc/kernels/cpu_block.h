@@ -51,8 +51,8 @@ TORCH_IRE_INLINE void pack_flags(const uint8_t* flags, int64_t count, uint8_t* b
 
 // Sum of n numbers, n a power of two, halving the list until one is left: the loops vectorise without reordering
 // anything, and the rounding error grows with log n. Overwrites the list.
-template <int64_t n, class S>
-TORCH_IRE_INLINE S tree_sum(S* values) {
+template <class S>
+TORCH_IRE_INLINE S tree_sum(S* values, int64_t n) {
   for (int64_t half = n / 2; half > 0; half /= 2)
     for (int64_t j = 0; j < half; ++j) values[j] += values[j + half];
   return values[0];

@@ -25,7 +25,7 @@ TORCH_IRE_INLINE double range(const T* x, const T* weights, int64_t begin, int64
       }
     }
     for (int64_t j = count; j < kBlockElems; ++j) squares[j] = 0.0;
-    total += tree_sum<kBlockElems>(squares);
+    total += tree_sum(squares, kBlockElems);
   });
   return total;
 }
