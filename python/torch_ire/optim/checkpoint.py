@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torch_ire.optim.update_rules import opmath_dtype
 from torch_ire.packed_mask import pack, unpack
+from torch_ire.sampled_loss import default_label_generator
 
 _SCALARS = ("step", "hessian_diag_updates")
 
@@ -36,6 +37,26 @@ def with_readable_masks(state_dict: dict[str, Any], params: Iterable[Tensor]) ->
         for key, entry in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
+
+
+def with_label_generator(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state dict with the position of the default label generator, so that model and optimizer make a whole resume.
+
+    A training loop that passes no generator of its own need not know that there is one.
+    """
+    first, *others = state_dict["param_groups"]
+    return {
+        **state_dict,
+        "param_groups": [{**first, "label_generator": default_label_generator.state_dict()}, *others],
+    }
+
+
+def take_label_generator(groups: Iterable[dict[str, Any]]) -> None:
+    """Sets the default label generator to where a loaded checkpoint had it, and takes that note out of the groups."""
+    for group in groups:
+        state = group.pop("label_generator", None)
+        if state is not None:
+            default_label_generator.load_state_dict(state)
 
 
 def check_state(

@@ -24,6 +24,8 @@ from torch_ire.optim.checkpoint import (
     check_state,
     completed_groups,
     restored_tensors,
+    take_label_generator,
+    with_label_generator,
     with_readable_masks,
     without_tensors,
 )
@@ -274,7 +276,7 @@ class IRE:
         for i, param in enumerate(params):
             if param in self._pending:
                 state[i] = {**state.get(i, {}), **self._pending[param]}
-        return with_readable_masks({**state_dict, "state": state}, params)
+        return with_label_generator(with_readable_masks({**state_dict, "state": state}, params))
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if len(state_dict["param_groups"]) != len(optimizer.param_groups):
@@ -295,6 +297,7 @@ class IRE:
             else:
                 optimizer.state.pop(param, None)
                 self._pending[param] = dict(tensors)
+        take_label_generator(optimizer.param_groups)
         del self._loading
 
     # -- state -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from torch_ire.optim.checkpoint import (
     check_state,
     completed_groups,
     restored_tensors,
+    take_label_generator,
+    with_label_generator,
     with_readable_masks,
     without_tensors,
 )
@@ -276,8 +278,11 @@ class IREOptimizer(torch.optim.Optimizer):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As ``torch.optim.Optimizer.state_dict``; each ``flat_mask`` is a bool tensor of its parameter's shape."""
-        return with_readable_masks(super().state_dict(), self._parameters())
+        """As ``torch.optim.Optimizer.state_dict``; each ``flat_mask`` is a bool tensor of its parameter's shape.
+
+        The position of :data:`torch_ire.default_label_generator` goes along, in the first group.
+        """
+        return with_label_generator(with_readable_masks(super().state_dict(), self._parameters()))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned, or a checkpoint of the base optimizer from ``torch.optim``.
@@ -319,6 +324,7 @@ class IREOptimizer(torch.optim.Optimizer):
         finally:
             before.remove()
             after.remove()
+        take_label_generator(self.param_groups)
         self._refresh.thresholds.clear()
 
     def _parameters(self) -> list[Tensor]:
