@@ -8,6 +8,7 @@ from torch_ire import ops, reference
 from torch_ire.batch_norm import frozen_batch_norm
 from torch_ire.configuration import show_config
 from torch_ire.optim import IRE, SAMIRE, SGDIRE, AdmIRE
+from torch_ire.sampled_loss import LabelGenerator, default_label_generator, sampled_cross_entropy
 
 if TYPE_CHECKING:
     __version__: str
@@ -27,9 +28,12 @@ __all__ = [
     "SAMIRE",
     "SGDIRE",
     "AdmIRE",
+    "LabelGenerator",
     "__version__",
+    "default_label_generator",
     "frozen_batch_norm",
     "ops",
     "reference",
+    "sampled_cross_entropy",
     "show_config",
 ]
