@@ -12,6 +12,7 @@ from torch_ire.ops.global_norm import global_norm
 from torch_ire.ops.hessian_diag import hessian_diag_
 from torch_ire.ops.kth_value import kth_value
 from torch_ire.ops.sam_perturb import sam_perturb_
+from torch_ire.ops.sample_labels import sample_labels
 
 __all__ = [
     "displacement_flat_",
@@ -22,4 +23,5 @@ __all__ = [
     "hessian_diag_",
     "kth_value",
     "sam_perturb_",
+    "sample_labels",
 ]

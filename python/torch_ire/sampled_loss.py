@@ -1,0 +1,200 @@
+"""The loss whose squared gradient estimates the diagonal curvature: cross-entropy at labels that the model draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_ire import ops
+from torch_ire.counter_rng import as_int64, mix64
+
+__all__ = ["LabelGenerator", "default_label_generator", "sampled_cross_entropy"]
+
+# Elements of a chunk of the backward pass: its float32 copy stays in the cache.
+_CHUNK = 1 << 18
+
+
+class LabelGenerator:
+    """Which random numbers a sampled loss draws: a seed and a count of the calls.
+
+    Labels depend on seed, count, rank of the process and row alone, so a run that is resumed from
+    :meth:`state_dict` draws what it would have drawn, and torch's own generators are never touched. Under
+    ``torch.distributed`` the rank is mixed in at the draw: replicas draw different labels from equal states.
+
+    Args:
+        seed: 64 bits; ``None`` takes ``torch.initial_seed()`` at first use.
+
+    Example:
+        >>> from torch_ire.sampled_loss import LabelGenerator
+        >>> generator = LabelGenerator(seed=7)
+        >>> generator.state_dict()
+        {'seed': 7, 'offset': 0}
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._seed = seed
+        self._offset = 0
+
+    def draw(self) -> tuple[int, int]:
+        """The key of the next call, as ``seed`` and ``offset`` of :func:`torch_ire.ops.sample_labels`."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        key = as_int64(mix64(self._resolved_seed(), rank)), self._offset
+        self._offset += 1
+        return key
+
+    def manual_seed(self, seed: int) -> LabelGenerator:
+        """Starts over from ``seed``."""
+        self._seed, self._offset = seed, 0
+        return self
+
+    def state_dict(self) -> dict[str, int]:
+        """Seed and number of calls so far; plain integers."""
+        return {"seed": self._resolved_seed(), "offset": self._offset}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continues where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: A key is missing or left over.
+        """
+        if set(state) != {"seed", "offset"}:
+            raise ValueError(f"LabelGenerator.load_state_dict(): expected keys seed and offset, got {sorted(state)}")
+        self._seed, self._offset = int(state["seed"]), int(state["offset"])
+
+    def _resolved_seed(self) -> int:
+        if self._seed is None:
+            self._seed = torch.initial_seed()
+        return self._seed
+
+    def __repr__(self) -> str:
+        return f"LabelGenerator(seed={self._seed}, offset={self._offset})"
+
+
+#: What :func:`sampled_cross_entropy` draws from unless told otherwise; one a process.
+default_label_generator = LabelGenerator()
+
+
+def sampled_cross_entropy(
+    logits: Tensor,
+    targets: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    class_dim: int = -1,
+    generator: LabelGenerator | None = None,
+) -> Tensor:
+    r"""Mean cross-entropy against labels drawn from the model's own softmax.
+
+    .. math::
+        L = \frac{1}{B} \sum_{b=1}^{B} -\log \mathrm{softmax}(x_b)_{y_b}, \qquad y_b \sim \mathrm{softmax}(x_b)
+
+    With :math:`g = \nabla L`, :math:`B g^2` is an unbiased estimate of the diagonal of the Gauss-Newton matrix, which
+    for this loss is the Fisher matrix. :math:`B`, the ``num_predictions`` of :func:`torch_ire.ops.hessian_diag_`,
+    counts the predictions that are not ignored: images, or tokens of all sequences.
+
+    Args:
+        logits: (B, C), (B, T, V), or any shape with the classes in ``class_dim``; float32, float64, bfloat16 or
+            float16, any strides.
+        targets: int64 of the logits' shape without the classes, as for the training loss. Only which of them equal
+            ``ignore_index`` matters: these positions are left out. ``None``: none is.
+        ignore_index: The target of positions to leave out.
+        class_dim: The dimension of the classes; 1 for images of logits (B, C, H, W).
+        generator: Where the labels' random numbers come from; ``None``: :data:`default_label_generator`.
+
+    Returns:
+        The loss, shape (); float64 for float64 logits, else float32. Where every position is ignored, or there is
+        none, the loss is 0 and so are the gradients. A row with a NaN, with +inf, or with -inf alone makes it not
+        finite, unless the row is ignored.
+
+    Raises:
+        ValueError: ``targets`` does not have the logits' shape without the classes.
+        RuntimeError: ``logits`` has the wrong dtype or layout, or no class.
+
+    Cost: one read of the logits forward, which allocates nothing of their size; backward allocates their gradient.
+    Determinism: see :func:`torch_ire.ops.sample_labels`; the generator advances by one.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire.sampled_loss import LabelGenerator, sampled_cross_entropy
+        >>> logits = torch.zeros(4, 10, requires_grad=True)
+        >>> loss = sampled_cross_entropy(logits, generator=LabelGenerator(seed=0))
+        >>> loss.backward()
+        >>> round(loss.item(), 4)  # log 10, whatever the labels
+        2.3026
+
+    References:
+        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
+            Eq. (6).
+        Martens, "New Insights and Perspectives on the Natural Gradient Method", arXiv:1412.1193, section 9: why labels
+            of the data would estimate another matrix.
+    """
+    if logits.dim() == 0:
+        raise ValueError("sampled_cross_entropy: logits: expected at least one dimension, that of the classes, got ()")
+    rows = logits.movedim(class_dim, -1)
+    if targets is not None and targets.shape != rows.shape[:-1]:
+        raise ValueError(
+            f"sampled_cross_entropy: targets: expected shape {tuple(rows.shape[:-1])}, that of logits without the "
+            f"classes, got {tuple(targets.shape)}"
+        )
+    seed, offset = (generator or default_label_generator).draw()
+    kept = None if targets is None else targets != ignore_index
+    loss: Tensor = _SampledCrossEntropy.apply(rows, kept, seed, offset)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _SampledCrossEntropy(torch.autograd.Function):
+    """Classes in the last dimension; ``kept`` says which rows count, None that all do."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, kept: Tensor | None, seed: int, offset: int) -> Tensor:
+        labels, logsumexp = ops.sample_labels(logits, seed=seed, offset=offset)
+        drawn = labels.clamp_min(0)  # a row without a label has a logsumexp that is not finite
+        losses = logsumexp - logits.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+        if kept is None:
+            count = torch.full_like(logsumexp.sum(), max(1, labels.numel()))
+        else:
+            losses = losses.where(kept, 0.0)
+            count = kept.sum().clamp_min(1).to(losses.dtype)
+        ctx.save_for_backward(logits, drawn, logsumexp, kept, count)
+        return losses.sum() / count
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, drawn, logsumexp, kept, count = ctx.saved_tensors
+        scale = grad_loss / count
+        if torch.is_grad_enabled():  # create_graph: the gradient is to be differentiated in turn
+            p = logits.softmax(-1, dtype=logsumexp.dtype)
+            residual = p - torch.zeros_like(p).scatter(-1, drawn.unsqueeze(-1), 1.0)
+            if kept is not None:
+                residual = residual.where(kept.unsqueeze(-1), 0.0)
+            return (residual * scale).to(logits.dtype), None, None, None
+        grad = torch.empty_like(logits)
+        flatten = logits.is_contiguous()
+        tensors = [logits, grad, drawn.unsqueeze(-1), logsumexp.unsqueeze(-1)]
+        if kept is not None:
+            tensors.append(~kept.unsqueeze(-1))
+        if flatten:
+            tensors = [t.reshape(-1, t.shape[-1]) if t is not grad else t.view(-1, t.shape[-1]) for t in tensors]
+        for x, g, label, total, *ignored in _chunks(tensors):
+            p = (x - total).exp_()
+            p.scatter_add_(-1, label, p.new_full((), -1.0).expand(label.shape))
+            p.mul_(scale)
+            if ignored:
+                p.masked_fill_(ignored[0], 0.0)
+            g.copy_(p)
+        return grad, None, None, None
+
+
+def _chunks(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Slices along the longest dimension but the last, of about _CHUNK elements of the first tensor."""
+    shape = tensors[0].shape
+    if len(shape) == 1 or tensors[0].numel() == 0:
+        yield tensors
+        return
+    dim = max(range(len(shape) - 1), key=lambda d: shape[d])
+    step = max(1, _CHUNK * shape[dim] // tensors[0].numel())
+    for start in range(0, shape[dim], step):
+        yield [t.narrow(dim, start, min(step, shape[dim] - start)) for t in tensors]
