@@ -100,7 +100,8 @@ def train(
     """The training loop of the README, with both passes of SAM where there are two."""
     handle = handle or optimizer
     labels = labels or torch_ire.LabelGenerator(seed=7)
-    curvature = handle.param_groups[0]["curvature"] if hasattr(handle, "param_groups") else "fisher"
+    groups = handle.param_groups if isinstance(handle, torch.optim.Optimizer) else [{}]
+    curvature = groups[0].get("curvature", "fisher")
     for step in steps:
         if hasattr(handle, "mask_due"):
             refresh(model, handle, step, labels, curvature)

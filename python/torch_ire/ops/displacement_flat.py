@@ -65,6 +65,6 @@ def displacement_flat_(
 
 
 @register_fake("displacement_flat_")
-def _(*args: Any, **kwargs: Any) -> None:
+def _(*args: Any, **_: Any) -> None:
     """Nothing is returned; the schema says what is written."""
     check_one_device("displacement_flat_", *(arg for arg in args if isinstance(arg, (list, tuple))))

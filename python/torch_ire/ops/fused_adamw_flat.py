@@ -106,6 +106,6 @@ def fused_adamw_flat_(
 
 
 @register_fake("fused_adamw_flat_")
-def _(*args: Any, **kwargs: Any) -> None:
+def _(*args: Any, **_: Any) -> None:
     """Nothing is returned; the schema says what is written."""
     check_one_device("fused_adamw_flat_", *(arg for arg in args if isinstance(arg, (list, tuple))))

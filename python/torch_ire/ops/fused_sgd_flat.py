@@ -102,6 +102,6 @@ def fused_sgd_flat_(
 
 
 @register_fake("fused_sgd_flat_")
-def _(*args: Any, **kwargs: Any) -> None:
+def _(*args: Any, **_: Any) -> None:
     """Nothing is returned; the schema says what is written."""
     check_one_device("fused_sgd_flat_", *(arg for arg in args if isinstance(arg, (list, tuple))))

@@ -63,6 +63,6 @@ def sam_perturb_(
 
 
 @register_fake("sam_perturb_")
-def _(*args: Any, **kwargs: Any) -> None:
+def _(*args: Any, **_: Any) -> None:
     """Nothing is returned; the schema says what is written."""
     check_one_device("sam_perturb_", *(arg for arg in args if isinstance(arg, (list, tuple))))

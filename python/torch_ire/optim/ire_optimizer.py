@@ -82,7 +82,8 @@ class IREOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in self.defaults.items():
-                group.setdefault(key, value)
+                if key != "differentiable":  # which torch puts there, and which no group of ours has
+                    group.setdefault(key, value)
 
     # -- mask --------------------------------------------------------------------------------------------------------
 
@@ -288,8 +289,7 @@ class IREOptimizer(torch.optim.Optimizer):
         """Loads what :meth:`state_dict` returned, or a checkpoint of the base optimizer from ``torch.optim``.
 
         Every state tensor keeps the dtype that this optimizer gives it, whatever the parameter's. What a checkpoint of
-        the
-        base optimizer lacks (the IRE arguments) stays as it is here.
+        the base optimizer lacks (the IRE arguments) stays as it is here.
 
         Args:
             state_dict: Plain dict of tensors and numbers.
