@@ -1,0 +1,183 @@
+"""Steps, mask refresh, SAM and label sampling on the CPU, against what torch offers, in one process.
+
+    python -m benchmarks.cpu [--only steps refresh sam sampling memory] [--repeats 25]
+
+Every ratio is ours over theirs, medians over interleaved runs. Results go to benchmarks/results/cpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import torch_ire
+from benchmarks.measure import interleaved, peak_bytes, save
+
+
+def transformer_shapes(vocabulary: int, width: int, layers: int, biases: bool) -> list[tuple[int, ...]]:
+    """Parameters of a GPT-like model: the mixture of large matrices and small vectors that optimizers meet."""
+    shapes: list[tuple[int, ...]] = [(vocabulary, width), (1024, width), (width,)]
+    for _ in range(layers):
+        shapes += [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width), (width,), (width,)]
+        shapes += [(3 * width,), (width,), (4 * width,)] * biases
+    return shapes
+
+
+MODELS = {
+    "58 M in 75 tensors": transformer_shapes(38_000, 512, 12, False),
+    "2 M in 166 tensors": [*transformer_shapes(256, 96, 18, True), (96,)],
+}
+
+
+def parameters(name: str) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in MODELS[name]]
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator)
+    return params
+
+
+def masked(optimizer: Any) -> Any:
+    """The optimizer with a mask of its gradients in place, as it runs between two refreshes."""
+    grads = [p.grad for p in optimizer.param_groups[0]["params"]]
+    optimizer.update_mask()
+    for p, g in zip(optimizer.param_groups[0]["params"], grads, strict=True):
+        p.grad = g
+    return optimizer
+
+
+def repeated(run: Callable[[], object]) -> Callable[[], Callable[[], object]]:
+    return lambda: run
+
+
+def steps(repeats: int) -> dict[str, Any]:
+    results = {}
+    for model in MODELS:
+        sgd = {"lr": 1e-6, "momentum": 0.9}
+        ours, theirs = (
+            masked(torch_ire.AdmIRE(parameters(model), lr=1e-6)),
+            torch.optim.AdamW(parameters(model), lr=1e-6, fused=True),
+        )
+        times = interleaved({"AdmIRE": repeated(ours.step), "torch AdamW fused": repeated(theirs.step)}, repeats)
+        results[f"AdmIRE step, {model}"] = report(f"AdmIRE step, {model}", times)
+        del ours, theirs
+        ours, theirs = (
+            masked(torch_ire.SGDIRE(parameters(model), **sgd)),
+            torch.optim.SGD(parameters(model), fused=True, **sgd),
+        )
+        times = interleaved({"SGDIRE": repeated(ours.step), "torch SGD fused": repeated(theirs.step)}, repeats)
+        results[f"SGDIRE step, {model}"] = report(f"SGDIRE step, {model}", times)
+    return results
+
+
+def refresh(repeats: int) -> dict[str, Any]:
+    model = "58 M in 75 tensors"
+    results = {}
+    for beta in (0.0, 0.9):
+        params = parameters(model)
+        ours = torch_ire.AdmIRE(params, curvature_beta=beta)
+        theirs = torch.optim.AdamW(parameters(model), fused=True)
+        # two batches in turn: the threshold of the last refresh is a hint for the next, not its answer
+        batches = [[p.grad.clone() for p in params], [1.1 * p.grad.roll(1) for p in params]]
+
+        def prepare(ours: Any = ours, params: list[Any] = params, batches: list[list[Tensor]] = batches) -> Any:
+            batches.reverse()
+            for p, g in zip(params, batches[0], strict=True):
+                p.grad = g
+            return ours.update_mask
+
+        times = interleaved({"update_mask": prepare, "torch AdamW fused": repeated(theirs.step)}, repeats)
+        name = f"mask refresh, curvature_beta={beta:g}, {model}"
+        results[name] = report(name, times)
+        if beta == 0.0:
+            run = prepare()
+            results[name]["peak_bytes"] = peak_bytes(run)
+            print(f"    memory at the peak of a refresh: {results[name]['peak_bytes'] / 2**20:.1f} MiB")
+    return results
+
+
+def sam(repeats: int) -> dict[str, Any]:
+    model = "58 M in 75 tensors"
+    sgd = {"lr": 1e-6, "momentum": 0.9}
+    ours = masked(torch_ire.SAMIRE(parameters(model), rho=1e-6, **sgd))
+    theirs = torch.optim.SGD(parameters(model), fused=True, **sgd)
+
+    def both() -> None:
+        ours.first_step()
+        ours.second_step()
+
+    times = interleaved(
+        {"SAMIRE first + second step": repeated(both), "torch SGD fused": repeated(theirs.step)}, repeats
+    )
+    name = f"SAMIRE first + second step, {model}"
+    return {name: report(name, times)}
+
+
+def sampling(repeats: int) -> dict[str, Any]:
+    logits = torch.randn(4096, 50304, generator=torch.Generator().manual_seed(0))
+
+    def ours() -> None:
+        torch_ire.ops.sample_labels(logits, seed=1, offset=0)
+
+    def theirs() -> None:
+        torch.distributions.Categorical(logits=logits).sample()
+
+    times = interleaved({"sample_labels": repeated(ours), "torch Categorical": repeated(theirs)}, max(5, repeats // 5))
+    name = "sample_labels, 4096 x 50304 float32"
+    result = report(name, times)
+    result["peak_bytes"] = {"sample_labels": peak_bytes(ours), "torch Categorical": peak_bytes(theirs)}
+    result["peak_ratio"] = result["peak_bytes"]["sample_labels"] / result["peak_bytes"]["torch Categorical"]
+    print(f"    peak memory: {result['peak_bytes']['sample_labels'] / 2**20:.2f} MiB against "
+          f"{result['peak_bytes']['torch Categorical'] / 2**20:.0f} MiB, ratio {result['peak_ratio']:.5f}")  # fmt: skip
+    return {name: result}
+
+
+def memory(_: int) -> dict[str, Any]:
+    """State after a step, in bytes a parameter; no time is taken."""
+    model = "58 M in 75 tensors"
+    bytes_of = {}
+    for name, make in {
+        "AdmIRE": lambda p: masked(torch_ire.AdmIRE(p)),
+        "torch AdamW": lambda p: torch.optim.AdamW(p, fused=True),
+        "SGDIRE": lambda p: masked(torch_ire.SGDIRE(p, momentum=0.9)),
+        "torch SGD": lambda p: torch.optim.SGD(p, momentum=0.9, fused=True),
+    }.items():
+        params = parameters(model)
+        optimizer = make(params)
+        optimizer.step()
+        state = [value for entry in optimizer.state.values() for key, value in entry.items() if key != "step"]
+        bytes_of[name] = sum(t.numel() * t.element_size() for t in state if isinstance(t, Tensor)) / sum(
+            p.numel() for p in params
+        )
+    for ours, base in (("AdmIRE", "torch AdamW"), ("SGDIRE", "torch SGD")):
+        print(f"{ours}: {bytes_of[ours]:.4f} bytes a parameter, {bytes_of[ours] - bytes_of[base]:.4f} beyond {base}")
+    return {"optimizer state, bytes a parameter": bytes_of}
+
+
+def report(name: str, times: dict[str, dict[str, float]]) -> dict[str, Any]:
+    (ours, a), (theirs, b) = times.items()
+    ratio = a["median"] / b["median"]
+    print(f"{name}: {ours} {1e3 * a['median']:.2f} ms ({1e3 * a['q20']:.2f} to {1e3 * a['q80']:.2f}), "
+          f"{theirs} {1e3 * b['median']:.2f} ms ({1e3 * b['q20']:.2f} to {1e3 * b['q80']:.2f}), ratio {ratio:.3f}")  # fmt: skip
+    return {"seconds": times, "ratio": ratio}
+
+
+PARTS = {"steps": steps, "refresh": refresh, "sam": sam, "sampling": sampling, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=25)
+    args = parser.parse_args()
+    for part in args.only:
+        path = save("cpu", PARTS[part](args.repeats))
+    print(f"written to {path.relative_to(path.parents[2])}")
+
+
+if __name__ == "__main__":
+    main()

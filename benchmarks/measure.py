@@ -1,0 +1,86 @@
+"""Interleaved timing, peak memory, and results with what is needed to judge them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import torch_ire
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Callable[[], object]]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds of each candidate: median and the 20 % and 80 % quantiles.
+
+    A candidate is a function that prepares one run, untimed, and returns it. The candidates take turns, so that what else
+    the machine does hits all of them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(2):
+        for prepare in candidates.values():
+            prepare()()
+    for _ in range(repeats):
+        for name, prepare in candidates.items():
+            run = prepare()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: summary(times) for name, times in seconds.items()}
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    low, *_, high = statistics.quantiles(times, n=5)
+    return {"median": statistics.median(times), "q20": low, "q80": high, "repeats": len(times)}
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """How far the resident memory of the process rises above its present level while ``run`` runs (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    run()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def environment() -> dict[str, Any]:
+    processor = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "torch": torch.__version__,
+        "torch_ire": torch_ire.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+
+
+def save(name: str, results: Mapping[str, Any]) -> Path:
+    """Writes ``benchmarks/results/<name>.json``, keeping what other parts of the same file measured."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.update({key: {**value, "environment": environment()} for key, value in results.items()})
+    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    return path
