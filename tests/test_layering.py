@@ -87,7 +87,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "reference": LEAVES,
     "ops": (*LEAVES, "_native", "reference"),
     "curvature": (*LEAVES, "_native", "reference", "ops"),
-    "optim": (*LEAVES, "_native", "reference", "ops", "curvature"),
+    "sampled_loss": (*LEAVES, "ops"),
+    "optim": (*LEAVES, "_native", "reference", "ops", "curvature", "sampled_loss"),
 }
 
 
