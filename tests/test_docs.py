@@ -121,7 +121,7 @@ def test_python_fragments_parse(page: Path) -> None:
 
 
 # Examples that need operators which are still to come; the change that brings them takes these names out.
-AWAITED = frozenset({"README.md-0", "torch_ire.optim.adm_ire.AdmIRE", "torch_ire.optim.sam_ire.SAMIRE"})
+AWAITED = frozenset({"README.md-0", "torch_ire.optim.adm_ire.AdmIRE"})
 
 
 def expect_failure_of_awaited(example: str, request: pytest.FixtureRequest) -> None:
@@ -150,6 +150,10 @@ PUBLIC_IDS = [f"{module.__name__}.{name}" for module, name in PUBLIC]
 def test_all_names_exist(module: ModuleType) -> None:
     for name in getattr(module, "__all__", []):
         assert hasattr(module, name), name
+
+
+# what needs no source
+PLAIN_ARITHMETIC = frozenset({"global_norm"})
 
 
 def sections(text: str) -> dict[str, str]:
@@ -185,7 +189,7 @@ def test_public_names_are_documented(module: ModuleType, name: str) -> None:
         required |= {"Returns"}
     part = value.__module__.split(".")[1]
     if part in ("ops", "optim", "curvature"):
-        required |= {"Raises", "Cost", "References"}
+        required |= {"Raises", "Cost"} | (set() if name in PLAIN_ARITHMETIC else {"References"})
     if part == "ops":
         required |= {"Determinism"}
     assert required <= set(found), f"missing: {sorted(required - set(found))}"
