@@ -86,8 +86,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "_native": ("_C",),
     "reference": LEAVES,
     "ops": (*LEAVES, "_native", "reference"),
+    "sampled_loss": (*LEAVES, "_native", "reference", "ops"),
     "curvature": (*LEAVES, "_native", "reference", "ops"),
-    "optim": (*LEAVES, "_native", "reference", "ops", "curvature"),
+    "optim": (*LEAVES, "_native", "reference", "ops", "sampled_loss", "curvature"),
 }
 
 
