@@ -18,13 +18,14 @@ import torch_ire
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(
-    candidates: Mapping[str, Callable[[], Callable[[], object]]], repeats: int
-) -> dict[str, dict[str, float]]:
+# prepares one run, untimed, and returns it
+Prepare = Callable[[], Callable[[], object]]
+
+
+def interleaved(candidates: Mapping[str, Prepare], repeats: int) -> dict[str, dict[str, float]]:
     """Seconds of each candidate: median and the 20 % and 80 % quantiles.
 
-    A candidate is a function that prepares one run, untimed, and returns it. The candidates take turns, so that what else
-    the machine does hits all of them alike.
+    The candidates take turns, so that what else the machine does hits all of them alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(2):

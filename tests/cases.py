@@ -94,7 +94,3 @@ OPERATORS: dict[str, Callable[[Sample], Call]] = {
     "sam_perturb_": _sam_perturb_,
     "sample_labels": _sample_labels,
 }
-# What is still to come: schemas without a kernel, operators without a test file of their own. The change that brings
-# one takes its name out of here; tests fail until it does.
-UNIMPLEMENTED: frozenset[str] = frozenset()
-UNTESTED: frozenset[str] = frozenset()

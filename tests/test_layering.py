@@ -86,9 +86,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "_native": ("_C",),
     "reference": LEAVES,
     "ops": (*LEAVES, "_native", "reference"),
+    "sampled_loss": (*LEAVES, "_native", "reference", "ops"),
     "curvature": (*LEAVES, "_native", "reference", "ops"),
-    "sampled_loss": (*LEAVES, "ops"),
-    "optim": (*LEAVES, "_native", "reference", "ops", "curvature", "sampled_loss"),
+    "optim": (*LEAVES, "_native", "reference", "ops", "sampled_loss", "curvature"),
 }
 
 

@@ -1,69 +1,81 @@
-// The buckets of csrc/math/selection.h cut the inside of every bracket into ranges that meet and do not overlap.
+// csrc/math/selection.h: buckets divide the inner keys of a bracket without gap or overlap, samples cover all
+// positions.
 #include "math/selection.h"
 
-#include <initializer_list>
+#include <cstdio>
 #include <limits>
 
 #include "check.h"
+#include "math/counter_rng.h"
 
 namespace {
 
 using namespace torch_ire;
 
 template <class Key>
-void check_bracket(Key low, Key high) {
-  const Bracket<Key> bracket{low, high};
-  const long long shown_low = low;
-  const long long shown_high = high;
-  if (low == high || low + 1 == high) {
-    CHECK(inner_width(bracket) == 0, "%lld %lld", shown_low, shown_high);
-    return;
+void check_key(const Bracket<Key>& b, int shift, Key key) {
+  const int64_t bucket = static_cast<int64_t>(inner_offset(b, key) >> shift);
+  CHECK(bucket < kBuckets, "bucket %lld", static_cast<long long>(bucket));
+  const Bracket<Key> keys = bucket_keys(b, bucket, shift);
+  CHECK(keys.low <= key && key <= keys.high, "key %lld is not in its bucket", static_cast<long long>(key));
+  CHECK(b.low < keys.low && keys.high < b.high, "bucket of %lld leaves the bracket", static_cast<long long>(key));
+  // the neighbours of the bucket's ends lie in other buckets
+  if (keys.low - 1 > b.low)
+    CHECK(static_cast<int64_t>(inner_offset(b, static_cast<Key>(keys.low - 1)) >> shift) == bucket - 1, "lower end");
+  if (keys.high + 1 < b.high)
+    CHECK(static_cast<int64_t>(inner_offset(b, static_cast<Key>(keys.high + 1)) >> shift) == bucket + 1, "upper end");
+}
+
+template <class Key>
+void check_bracket(const Bracket<Key>& b) {
+  const uint64_t width = inner_width(b);
+  if (width == 0) return;
+  const int shift = bucket_shift(b);
+  CHECK(shift == 0 || (width >> (shift - 1)) >= static_cast<uint64_t>(kBuckets), "a smaller shift would do");
+  check_key(b, shift, static_cast<Key>(b.low + 1));
+  check_key(b, shift, static_cast<Key>(b.high - 1));
+  for (uint64_t i = 0; i < 50; ++i) {
+    const uint64_t offset = mix64(width, i) % width;
+    check_key(b, shift, static_cast<Key>(static_cast<unsigned_key_t<Key>>(b.low) + 1u + offset));
   }
-  const int shift = bucket_shift(bracket);
-  const int64_t last = static_cast<int64_t>((inner_width(bracket) - 1) >> shift);
-  CHECK(last < kBuckets, "%lld %lld", shown_low, shown_high);
-  Key next = low + 1;
-  for (int64_t bucket = 0; bucket <= last; ++bucket) {
-    const Bracket<Key> keys = bucket_keys(bracket, bucket, shift);
-    CHECK(keys.low == next && keys.low <= keys.high, "bucket %lld of %lld %lld", static_cast<long long>(bucket),
-          shown_low, shown_high);
-    for (const Key key : {keys.low, keys.high}) {
-      const auto offset = inner_offset(bracket, key);
-      CHECK(offset < inner_width(bracket) && static_cast<int64_t>(offset >> shift) == bucket,
-            "bucket %lld of %lld %lld", static_cast<long long>(bucket), shown_low, shown_high);
-    }
-    next = keys.high + 1;
-  }
-  CHECK(next == high, "%lld %lld", shown_low, shown_high);
-  CHECK(!(inner_offset(bracket, low) < inner_width(bracket)), "%lld %lld", shown_low, shown_high);
-  CHECK(!(inner_offset(bracket, high) < inner_width(bracket)), "%lld %lld", shown_low, shown_high);
 }
 
 template <class Key>
 void check_brackets() {
-  constexpr Key min = std::numeric_limits<Key>::min();
-  constexpr Key max = std::numeric_limits<Key>::max();
-  for (const Key low : {min, static_cast<Key>(min + 1), Key{-5000}, Key{-1}, Key{0}, Key{77}}) {
-    for (const Key width : {0, 1, 2, 3, 2047, 2048, 2049, 2050, 4096, 4098, 1000003})
-      check_bracket<Key>(low, low + width);
-    check_bracket<Key>(low, max);
-    check_bracket<Key>(low, max - 1);
+  using limits = std::numeric_limits<Key>;
+  CHECK((inner_width(Bracket<Key>{5, 5}) == 0 && inner_width(Bracket<Key>{5, 6}) == 0), "nothing is inside");
+  CHECK((inner_width(Bracket<Key>{5, 7}) == 1), "one key is inside");
+  check_bracket(Bracket<Key>{limits::min(), limits::max()});
+  for (Key width = 2; width < 5000; width = static_cast<Key>(width + 7))
+    check_bracket(Bracket<Key>{-13, static_cast<Key>(width - 13)});
+  for (uint64_t i = 0; i < 20000; ++i) {
+    const Key a = static_cast<Key>(mix64(i)), b = static_cast<Key>(mix64(i, 1));
+    check_bracket(a < b ? Bracket<Key>{a, b} : Bracket<Key>{b, a});
   }
 }
 
-void check_sample_positions() {
-  for (const int64_t n : {int64_t{40000}, int64_t{1} << 20, int64_t{1} << 40}) {
-    const int64_t m = sample_size(n, 1 << 17);
-    CHECK(m > 0 && m <= n && m <= 1 << 17, "%lld", static_cast<long long>(n));
+// One sample from each of m equal stretches, in order, none beyond the end.
+void check_samples() {
+  for (const int64_t n : {int64_t{1}, int64_t{10}, int64_t{1000}, int64_t{1000003}, int64_t{1} << 40}) {
+    const int64_t m = std::min<int64_t>(n, 1000);
     int64_t previous = -1;
     for (int64_t j = 0; j < m; ++j) {
-      const int64_t first = sample_position(j, m, n, 0.0);
-      const int64_t last = sample_position(j, m, n, 1.0 - 0x1p-32);
-      CHECK(previous < first && first <= last && last < n, "sample %lld of %lld", static_cast<long long>(j),
+      const int64_t first = sample_position(j, m, n, 0.0), last = sample_position(j, m, n, 1.0 - 0x1p-53);
+      CHECK(previous <= first && first <= last && last < n, "sample %lld of %lld", static_cast<long long>(j),
             static_cast<long long>(n));
-      previous = first;
+      previous = last;
     }
+    CHECK(sample_position(0, m, n, 0.0) == 0, "the first coordinate can be drawn");
   }
+}
+
+void check_ranks() {
+  const SampleRank middle = sample_rank(501, 1001, 99);
+  CHECK(middle.center == 49.5, "the median of the samples estimates the median, got %g", middle.center);
+  CHECK(middle.deviation > 4.9 && middle.deviation < 5.6, "binomial deviation, got %g", middle.deviation);
+  CHECK(sample_rank(1, 1000, 100).center < 1.0 && sample_rank(1000, 1000, 100).center > 99.0, "both ends");
+  CHECK(sample_size(1000000, 1 << 20) >= 9999 && sample_size(1000000, 1 << 20) <= 10000, "n^(2/3)");
+  CHECK(sample_size(1000000, 100) == 100, "capped");
 }
 
 }  // namespace
@@ -71,5 +83,7 @@ void check_sample_positions() {
 int main() {
   check_brackets<int32_t>();
   check_brackets<int64_t>();
-  check_sample_positions();
+  check_samples();
+  check_ranks();
+  return 0;
 }
