@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire.optim.arguments import Curvature, Implementation, Ranking, Rounding, ire_defaults
+from torch_ire.optim.arguments import CurvatureName, Implementation, Projector, Ranking, Rounding, ire_defaults
 from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.update_rules import ADAMW, UpdateRule
 
@@ -35,7 +35,8 @@ class AdmIRE(IREOptimizer):
         mask_interval: K, steps between refreshes.
         curvature: "fisher": ``.grad`` of :func:`torch_ire.sampled_cross_entropy` at a call of :meth:`update_mask`.
             "second_moment": Adam's own second moment; nothing to call. "hutchinson": ``update_mask(loss)``. "random": a
-            random mask of the same share, the control of a claim.
+            random mask of the same share, the control of a claim. An object such as
+            :class:`torch_ire.curvature.FlatProjector` amplifies along its exact projector; ``gamma`` is unused then.
         curvature_beta: Averaging of the estimates over refreshes, in [0, 1), bias corrected; 0 keeps nothing but the
             bits.
         kappa_follows_lr: kappa_eff = kappa lr / (largest lr seen).
@@ -85,7 +86,7 @@ class AdmIRE(IREOptimizer):
         gamma: float = 0.8,
         warmup_steps: int = 0,
         mask_interval: int = 10,
-        curvature: Curvature = "fisher",
+        curvature: CurvatureName | Projector = "fisher",
         curvature_beta: float = 0.0,
         kappa_follows_lr: bool = False,
         amplify_weight_decay: bool = True,

@@ -6,12 +6,12 @@ They live in the parameter groups, one value a group, beside the arguments of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Curvature = Literal["fisher", "second_moment", "hutchinson", "random"]
+CurvatureName = Literal["fisher", "second_moment", "hutchinson", "random"]
 Ranking = Literal["global", "group", "parameter"]
 Rounding = Literal["nearest", "stochastic"]
 Implementation = Literal["native", "reference"]
@@ -26,6 +26,21 @@ CHOICES: dict[str, Sequence[Any]] = {
 # Curvatures whose mask step() refreshes by itself: they need no gradient but the training one.
 SELF_REFRESHING = ("second_moment", "random")
 
+
+@runtime_checkable
+class Projector(Protocol):
+    """What ``curvature=`` takes beside the names: :class:`torch_ire.curvature.FlatProjector`, or anything like it.
+
+    ``amplify_`` gets all parameters of the optimizer that moved, since a projector mixes coordinates.
+    """
+
+    def refresh(self) -> Any:
+        """Follows the curvature to the present parameters; called where a mask would be refreshed."""
+
+    def amplify_(self, params: Sequence[Tensor], previous: Sequence[Tensor], kappa: float) -> None:
+        """Adds ``kappa P (params - previous)`` to the parameters; called after the base step, without gradients."""
+
+
 # What a group counts: steps of the schedule, the step of its last refresh (-1: none), and the largest learning rate so
 # far.
 COUNTERS: dict[str, Any] = {"ire_step": 0, "ire_mask_step": -1, "ire_max_lr": 0.0}
@@ -37,7 +52,7 @@ def ire_defaults(
     gamma: float,
     warmup_steps: int,
     mask_interval: int,
-    curvature: Curvature,
+    curvature: CurvatureName | Projector,
     curvature_beta: float,
     kappa_follows_lr: bool,
     amplify_weight_decay: bool,
@@ -65,13 +80,20 @@ def check_ire_arguments(group: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid mask_interval value: {group['mask_interval']}")
     if not 0.0 <= group["curvature_beta"] < 1.0:
         raise ValueError(f"Invalid curvature_beta value: {group['curvature_beta']}")
-    if group["curvature_beta"] > 0.0 and group["curvature"] in SELF_REFRESHING:
+    if group["curvature_beta"] > 0.0 and refreshes_itself(group):
         kind = group["curvature"]
         raise ValueError(f"curvature_beta is for gradients drawn at a refresh, not for curvature={kind!r}")
     for name, choices in CHOICES.items():
-        if name in group and group[name] not in choices:
+        if name == "curvature" and all(callable(getattr(group[name], part, None)) for part in ("refresh", "amplify_")):
+            continue  # an exact projector
+        if name in group and not any(group[name] is choice or group[name] == choice for choice in choices):
             known = ", ".join(repr(choice) for choice in choices)
             raise ValueError(f"Invalid {name} value: {group[name]!r} (expected one of {known})")
+
+
+def refreshes_itself(group: Mapping[str, Any]) -> bool:
+    """Whether ``step()`` refreshes the group's mask or projector, and ``update_mask()`` is not called."""
+    return not isinstance(group["curvature"], str) or group["curvature"] in SELF_REFRESHING
 
 
 def is_due(group: Mapping[str, Any]) -> bool:

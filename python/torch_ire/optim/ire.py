@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from torch_ire.optim.arguments import (
     COUNTERS,
-    Curvature,
+    CurvatureName,
     Implementation,
+    Projector,
     Ranking,
     check_ire_arguments,
     enhancement,
@@ -31,6 +32,14 @@ from torch_ire.optim.checkpoint import (
 )
 from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
 from torch_ire.optim.mask_refresh import MaskRefresh
+from torch_ire.optim.projected import (
+    amplify_projected,
+    projected_parameters,
+    projector_of,
+    refresh_projectors,
+    with_curvatures,
+    without_projectors,
+)
 from torch_ire.optim.summary import summarize
 from torch_ire.packed_mask import unpack
 
@@ -67,7 +76,7 @@ class IRE:
         gamma: Share of the coordinates that is flat, in [0, 1].
         warmup_steps: T_w, the step of the first mask; before it nothing is amplified.
         mask_interval: K, steps between refreshes.
-        curvature: "fisher", "hutchinson" or "random", as in :class:`AdmIRE`.
+        curvature: "fisher", "hutchinson", "random" or a projector, as in :class:`AdmIRE`.
         curvature_beta: Averaging of the estimates over refreshes, in [0, 1), bias corrected; 0 keeps nothing but the
             bits.
         kappa_follows_lr: kappa_eff = kappa lr / (largest lr seen).
@@ -105,7 +114,7 @@ class IRE:
         gamma: float = 0.8,
         warmup_steps: int = 0,
         mask_interval: int = 10,
-        curvature: Curvature = "fisher",
+        curvature: CurvatureName | Projector = "fisher",
         curvature_beta: float = 0.0,
         kappa_follows_lr: bool = False,
         amplify_weight_decay: bool = True,
@@ -208,6 +217,8 @@ class IRE:
         if param not in self._started:
             return None
         moved = (param - self._started[param]).double()
+        if "flat_mask" not in state:
+            return None
         return torch.where(unpack(state["flat_mask"], moved), moved / (1 + float(enhancement(dict(group)))), moved)
 
     # -- hooks -------------------------------------------------------------------------------------------------------
@@ -221,17 +232,16 @@ class IRE:
         random = any(group["curvature"] == "random" for group in self._groups())
         if random and not moves_nothing(optimizer.param_groups):
             self._refresh.at_random()
-        self._started = {}
-        now: list[Tensor] = []
+        if not moves_nothing(optimizer.param_groups):
+            refresh_projectors(optimizer.param_groups)
+        now = projected_parameters(optimizer.param_groups)
         for group in optimizer.param_groups:
-            if group["ire_step"] < group["warmup_steps"]:
-                continue
-            for param in group["params"]:
-                if "flat_mask" in self._state_of(param):
-                    if param not in self._previous:
-                        self._previous[param] = torch.empty_like(param)
-                    self._started[param] = self._previous[param]
-                    now.append(param)
+            if group["ire_step"] >= group["warmup_steps"]:
+                now += [param for param in group["params"] if "flat_mask" in self._state_of(param)]
+        for param in now:
+            if param not in self._previous:
+                self._previous[param] = torch.empty_like(param)
+        self._started = {param: self._previous[param] for param in now}
         if now:
             torch._foreach_copy_(list(self._started.values()), now)
 
@@ -243,6 +253,9 @@ class IRE:
                 pending = self._pending.get(param)
                 if pending is not None and (param.grad is not None or optimizer.state.get(param)):
                     optimizer.state[param].update(self._pending.pop(param))
+            group["ire_step"] += advances
+            if projector_of(group) is not None:
+                continue
             kappa = enhancement(group)
             decay = 0.0 if group["amplify_weight_decay"] else float(group["lr"]) * group["weight_decay"]
             calls: dict[Any, list[Tensor]] = {}
@@ -255,7 +268,7 @@ class IRE:
                     calls.setdefault((param.device, param.dtype), []).append(param)
             for params in calls.values():
                 self._amplify(group, params, params, kappa, decay)
-            group["ire_step"] += advances
+        amplify_projected("IRE", optimizer.param_groups, self._started)
 
     def _amplify(
         self, group: Mapping[str, Any], params: list[Tensor], moved: list[Tensor], kappa: float | Tensor, decay: float
@@ -274,17 +287,19 @@ class IRE:
         params = [param for group in optimizer.param_groups for param in group["params"]]
         state = dict(state_dict["state"])
         for i, param in enumerate(params):
-            if param in self._pending:
+            if self._pending.get(param):
                 state[i] = {**state.get(i, {}), **self._pending[param]}
-        return with_label_generator(with_readable_masks({**state_dict, "state": state}, params))
+        state_dict = with_readable_masks({**state_dict, "state": state}, params)
+        return with_label_generator(without_projectors(state_dict))
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if len(state_dict["param_groups"]) != len(optimizer.param_groups):
             return state_dict  # torch says so, before it changes anything
         groups = completed_groups(state_dict["param_groups"], optimizer.param_groups, state_dict)
+        self._curvatures = [group["curvature"] for group in optimizer.param_groups]
         self._loading = {**state_dict, "param_groups": groups}
         check_state(self._loading, self._params_of(optimizer), "IRE", _STATE_KEYS)
-        for group in groups:
+        for group in with_curvatures(groups, self._curvatures):
             check_ire_arguments(group)
         return without_tensors(self._loading, _STATE_KEYS)
 
@@ -297,8 +312,12 @@ class IRE:
             else:
                 optimizer.state.pop(param, None)
                 self._pending[param] = dict(tensors)
+        for group, whole in zip(
+            optimizer.param_groups, with_curvatures(optimizer.param_groups, self._curvatures), strict=True
+        ):
+            group["curvature"] = whole["curvature"]
         take_label_generator(optimizer.param_groups)
-        del self._loading
+        del self._loading, self._curvatures
 
     # -- state -------------------------------------------------------------------------------------------------------
 

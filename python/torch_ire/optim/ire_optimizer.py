@@ -23,6 +23,13 @@ from torch_ire.optim.checkpoint import (
     without_tensors,
 )
 from torch_ire.optim.mask_refresh import MaskRefresh
+from torch_ire.optim.projected import (
+    amplify_projected,
+    projected_parameters,
+    refresh_projectors,
+    with_curvatures,
+    without_projectors,
+)
 from torch_ire.optim.summary import present_direction, summarize
 from torch_ire.optim.update_rules import UpdateRule, check_base_arguments, rounding_keys
 
@@ -195,7 +202,14 @@ class IREOptimizer(torch.optim.Optimizer):
         rehearsal = moves_nothing(self.param_groups)
         if "random" in curvatures and not rehearsal:
             self._refresh.at_random()
+        if not rehearsal:
+            refresh_projectors(self.param_groups)
         batches = self._batches(backups)
+        previous = {
+            param: param.clone() if backups is None else backups[param]
+            for param in projected_parameters(self.param_groups)
+            if param.grad is not None
+        }
         for batch in batches:
             if batch.optimistic:
                 try:
@@ -206,6 +220,8 @@ class IREOptimizer(torch.optim.Optimizer):
                         self._step_batch(exact, found_inf)
             else:
                 self._step_batch(batch, found_inf)
+        if previous:
+            amplify_projected(type(self).__name__, self.param_groups, previous)
         if "second_moment" in curvatures and not rehearsal and any(map(is_due, self.param_groups)):
             self._refresh.from_second_moment()
         if not rehearsal:
@@ -283,7 +299,8 @@ class IREOptimizer(torch.optim.Optimizer):
 
         The position of :data:`torch_ire.default_label_generator` goes along, in the first group.
         """
-        return with_label_generator(with_readable_masks(super().state_dict(), self._parameters()))
+        state_dict = with_readable_masks(super().state_dict(), self._parameters())
+        return with_label_generator(without_projectors(state_dict))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned, or a checkpoint of the base optimizer from ``torch.optim``.
@@ -301,21 +318,26 @@ class IREOptimizer(torch.optim.Optimizer):
         params = self._parameters()
         keys = [key for group in self.param_groups for key in self._rule(group).moment_keys]
         declared = {*_DECLARED, *keys}
+        curvatures = [group["curvature"] for group in self.param_groups]
         full: Mapping[str, Any] = {}
 
         def take_out(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             nonlocal full
             if len(loaded["param_groups"]) != len(self.param_groups):
                 return loaded  # torch says so, before it changes anything
-            full = {**loaded, "param_groups": completed_groups(loaded["param_groups"], self.param_groups, loaded)}
+            groups = completed_groups(loaded["param_groups"], self.param_groups, loaded)
+            full = {**loaded, "param_groups": groups}
             check_state(full, params, type(self).__name__)
-            for group in full["param_groups"]:
+            for group in with_curvatures(groups, curvatures):
                 self._check_group(group)
             return without_tensors(full, declared)
 
         def put_back(_: torch.optim.Optimizer) -> None:
             for param, tensors in restored_tensors(full, params, declared).items():
                 self.state[param].update(tensors)
+            # now, not before: torch copies what it loads, and a projector stays the one that it is
+            for group, whole in zip(self.param_groups, with_curvatures(self.param_groups, curvatures), strict=True):
+                group["curvature"] = whole["curvature"]
 
         before = self.register_load_state_dict_pre_hook(take_out)
         after = self.register_load_state_dict_post_hook(put_back, prepend=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_ire.counter_rng import mix64
 from torch_ire.optim import estimates
-from torch_ire.optim.arguments import SELF_REFRESHING, is_due
+from torch_ire.optim.arguments import is_due, refreshes_itself
 from torch_ire.optim.batches import dense_gradient, indexed_parameters, is_dense, laid_out_like
 from torch_ire.optim.flat_masks import Ranked, draw_random_mask, refresh_masks
 from torch_ire.packed_mask import empty_mask
@@ -48,7 +48,7 @@ class MaskRefresh:
 
     def due(self) -> bool:
         """Whether a refresh by ``update_mask()`` is due at the present step."""
-        return any(is_due(group) and group["curvature"] not in SELF_REFRESHING for group in self.groups())
+        return any(is_due(group) and not refreshes_itself(group) for group in self.groups())
 
     @torch.no_grad()
     def from_gradients(self, loss: Tensor | None, num_predictions: float, grad_scale: float | Tensor | None) -> None:
@@ -56,7 +56,7 @@ class MaskRefresh:
         groups = self.groups()
         kinds = {group["curvature"] for group in groups}
         if len(kinds) > 1:
-            raise RuntimeError(f"{self.owner}.update_mask(): the groups disagree on the curvature: {sorted(kinds)}")
+            raise RuntimeError(f"{self.owner}.update_mask(): the groups disagree on the curvature")
         kind = kinds.pop()
         if kind == "hutchinson":
             if loss is None:

@@ -1,0 +1,108 @@
+"""Exact projectors in place of masks: theta <- theta + kappa P Delta after the base step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import torch_ire
+from optimizer_cases import CASES, IDS, loss_of, small_model, train, values
+
+
+class Projector:
+    """I - q q^T over all parameters, q a fixed unit vector; counts its calls."""
+
+    def __init__(self, params):
+        self.params = list(params)
+        generator = torch.Generator().manual_seed(1)
+        q = torch.randn(sum(p.numel() for p in self.params), generator=generator)
+        self.q = q / q.norm()
+        self.refreshes = 0
+
+    def refresh(self):
+        self.refreshes += 1
+
+    def __call__(self, v):
+        return v - self.q * torch.dot(self.q, v)
+
+    def amplify_(self, params, previous, kappa):
+        assert [id(p) for p in params] == [id(p) for p in self.params]
+        moved = torch.cat([(p - w).flatten() for p, w in zip(params, previous, strict=True)])
+        for p, d in zip(params, self(moved).split([p.numel() for p in params]), strict=True):
+            p.add_(d.view_as(p), alpha=kappa)
+
+
+def flatten(tensors):
+    return torch.cat([t.flatten() for t in tensors])
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_step_identity(case):
+    model = small_model()
+    projector = Projector(model.parameters())
+    optimizer = case(model.parameters(), kappa=3.0, curvature=projector, mask_interval=2, warmup_steps=1)
+    for step in range(5):
+        twin = copy.deepcopy(model)
+        plain = case(twin.parameters(), curvature="random")
+        state = optimizer.state_dict()
+        assert state["param_groups"][0]["curvature"] == "projector"
+        state["param_groups"][0]["curvature"] = "random"
+        plain.load_state_dict(state)
+        plain.param_groups[0]["kappa"] = 0.0
+        assert not optimizer.mask_due()
+        before = values(model)
+        train(model, optimizer, range(step, step + 1))
+        train(twin, plain, range(step, step + 1))
+        delta = flatten(values(twin)) - flatten(before)
+        expected = flatten(before) + delta + (3.0 * projector(delta) if step >= 1 else 0.0)
+        torch.testing.assert_close(flatten(values(model)), expected, rtol=1e-4, atol=1e-5)
+    assert projector.refreshes == 2  # at steps 1 and 3
+
+
+def test_around_another_optimizer():
+    model, twin = small_model(), small_model()
+    projector = Projector(model.parameters())
+    optimizer = torch.optim.NAdam(model.parameters(), lr=0.01)
+    handle = torch_ire.IRE(optimizer, kappa=2.0, curvature=projector, mask_interval=2)
+    plain = torch.optim.NAdam(twin.parameters(), lr=0.01)
+    before = values(model)
+    for m, o in ((model, optimizer), (twin, plain)):
+        loss_of(m, 0).backward()
+        o.step()
+    delta = flatten(values(twin)) - flatten(before)
+    torch.testing.assert_close(flatten(values(model)), flatten(before) + delta + 2.0 * projector(delta))
+    assert projector.refreshes == 1
+    assert not handle.mask_due()
+    assert handle.ire_summary()["flat_share_by_parameter"] == {}
+    state = copy.deepcopy(optimizer.state_dict())
+    assert state["param_groups"][0]["curvature"] == "projector"
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["curvature"] is projector
+
+
+def test_state_dicts_name_a_projector_and_keep_the_one_at_hand():
+    model = small_model()
+    projector = Projector(model.parameters())
+    optimizer = torch_ire.SGDIRE(model.parameters(), curvature=projector)
+    train(model, optimizer, range(2))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["curvature"] is projector
+    without = torch_ire.SGDIRE(small_model().parameters())
+    without.load_state_dict(optimizer.state_dict())
+    assert without.param_groups[0]["curvature"] == "fisher"
+
+
+def test_groups_of_one_projector_need_one_kappa():
+    a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    projector = Projector([a, b])
+    optimizer = torch_ire.SGDIRE([{"params": [a]}, {"params": [b], "kappa": 1.0}], curvature=projector)
+    a.grad, b.grad = torch.ones(2), torch.ones(2)
+    with pytest.raises(RuntimeError, match="SGDIRE: the groups of one projector need one kappa"):
+        optimizer.step()
+
+
+def test_something_else_is_no_curvature():
+    with pytest.raises(ValueError, match="Invalid curvature value: 3"):
+        torch_ire.SGDIRE([torch.nn.Parameter(torch.ones(2))], curvature=3)
