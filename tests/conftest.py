@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import emulated_cuda
+from torch_ire.ops import registration
+
 # The same examples on every run and machine; `pytest --hypothesis-profile=thorough` searches for new ones.
 settings.register_profile(
     "repeatable", derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -20,10 +23,14 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device that has native operators."""
-    return torch.device(request.param)
+@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Each implementation of the native operators; "emulated" runs the CUDA kernels on CPU tensors."""
+    if request.param != "emulated":
+        return torch.device(request.param)
+    emulated_cuda.configure()
+    monkeypatch.setattr(registration, "namespace", torch.ops.torch_ire_emulated)
+    return torch.device("cpu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 // Every operator of the library, grouped. Implementations register themselves in the file of the operator's name.
-#include <torch/csrc/stable/library.h>
+#include "ops/library.h"
 
-STABLE_TORCH_LIBRARY(torch_ire, m) {
+TORCH_IRE_LIBRARY(m) {
   // Steps. theta <- theta + (1 + kappa n) Delta, Delta the displacement of the base optimizer. An empty `flat_masks`
   // means n = 0, an empty `restore_from` that the step starts at the parameters themselves, an empty `rounding_keys`
   // rounding to nearest. `lr_tensor` and `kappa_tensor` override the floats. state_steps are advanced by one, unless

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from torch_ire import _native, reference
 
+# Where the operators are looked up. Tests put the CUDA operators as compiled for the host here.
+namespace = torch.ops.torch_ire
+
 
 def call(name: str, device: torch.device, *args: Any, **kwargs: Any) -> Any:
     """Calls ``torch.ops.torch_ire.<name>``, or ``reference.<name>`` where no native operator runs on ``device``."""
     if _native.available(device):
-        return getattr(torch.ops.torch_ire, name).default(*args, **kwargs)
+        return getattr(namespace, name).default(*args, **kwargs)
     return getattr(reference, name)(*args, **kwargs)
 
 

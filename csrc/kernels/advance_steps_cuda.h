@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+#include "kernels/device_scalar.h"
+
+namespace torch_ire {
+
+// Adds one to every counter unless found_inf says skip. A launch of its own, after the step's: the blocks of the step
+// read the counters in no particular order, so none of them may write one.
+cudaError_t launch_advance_steps(const std::vector<float*>& steps, const DeviceScalar& found_inf, cudaStream_t stream);
+
+}  // namespace torch_ire

@@ -1,0 +1,81 @@
+#include "kernels/block_reduce.cuh"
+#include "kernels/flat_mask_cuda.h"
+#include "kernels/multi_tensor.cuh"
+
+namespace torch_ire {
+namespace {
+
+// Writes the low `bytes` bytes of a word of bits.
+__device__ inline void store_bits(uint8_t* to, uint32_t bits, int bytes) {
+  if (bytes == 4 && is_aligned<4>(to)) {
+    *reinterpret_cast<uint32_t*>(to) = bits;
+    return;
+  }
+  for (int b = 0; b < bytes; ++b) to[b] = static_cast<uint8_t>(bits >> (8 * b));
+}
+
+// grid: one block a chunk; block: any number of whole warps. A lane finds the bits of one vector; the lanes whose bits
+// make a word of 32 combine them.
+template <class T, Score score>
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
+    flat_mask_kernel(TORCH_IRE_GRID_CONSTANT(SpanPack<FlatMaskSpan<T>>) pack,
+                     TORCH_IRE_GRID_CONSTANT(DeviceScalar) threshold) {
+  using S = score_t<T, score>;
+  constexpr int kLanes = kLanesOf<T>;
+  constexpr int kLanesOfWord = 32 / kLanes;
+  static_assert(kStreamChunk % (kWarpThreads * kLanes) == 0, "words of a mask do not cross chunks");
+  const Chunk chunk = chunk_of_block(pack, blockIdx.x);
+  const FlatMaskSpan<T>& s = pack.spans[chunk.span];
+  const bool aligned = is_aligned<kLanes>(s.scores);
+  const S largest_flat = largest_flat_score<S>(threshold.value());
+  const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpThreads;
+  const int stride = static_cast<int>(blockDim.x) * kLanes;
+  // The bound is the same for all lanes of a warp: all of them take part in the shuffles.
+  for (int base = warp * kWarpThreads * kLanes; base < chunk.count; base += stride) {
+    const int j = base + lane * kLanes;
+    const T* scores = s.scores + chunk.begin + j;
+    uint32_t bits = 0;
+    if (aligned && j + kLanes <= chunk.count) {
+      const Lanes<T, kLanes> x = load_lanes<kLanes>(scores);
+      TORCH_IRE_UNROLL(kLanes)
+      for (int k = 0; k < kLanes; ++k)
+        bits |= static_cast<uint32_t>(is_flat(score_of<score>(x.lane[k]), largest_flat)) << k;
+    } else {
+      for (int k = 0; k < kLanes && j + k < chunk.count; ++k)
+        bits |= static_cast<uint32_t>(is_flat(score_of<score>(scores[k]), largest_flat)) << k;
+    }
+    bits <<= kLanes * (lane % kLanesOfWord);
+    TORCH_IRE_UNROLL(5)
+    for (int offset = 1; offset < kLanesOfWord; offset *= 2) bits |= __shfl_xor_sync(kFullWarp, bits, offset);
+    const int bytes = (chunk.count - j + 7) / 8;
+    if (lane % kLanesOfWord == 0 && bytes > 0)
+      store_bits(s.flat_mask + (chunk.begin + j) / 8, bits, bytes < 4 ? bytes : 4);
+  }
+}
+
+}  // namespace
+
+template <class T, Score score>
+cudaError_t launch_flat_mask(const std::vector<FlatMaskSpan<T>>& spans, const DeviceScalar& threshold,
+                             cudaStream_t stream) {
+  return for_each_launch(spans, [&](const SpanPack<FlatMaskSpan<T>>& pack, unsigned blocks) {
+    TORCH_IRE_LAUNCH((flat_mask_kernel<T, score>), blocks, kStreamThreads, 0, stream, pack, threshold);
+  });
+}
+
+#define TORCH_IRE_INSTANTIATE(T, score)                                                                             \
+  template cudaError_t launch_flat_mask<T, score>(const std::vector<FlatMaskSpan<T>>&, const DeviceScalar&,        \
+                                                  cudaStream_t);
+#define TORCH_IRE_INSTANTIATE_SCORES(T)     \
+  TORCH_IRE_INSTANTIATE(T, Score::value)    \
+  TORCH_IRE_INSTANTIATE(T, Score::absolute) \
+  TORCH_IRE_INSTANTIATE(T, Score::square)
+TORCH_IRE_INSTANTIATE_SCORES(float)
+TORCH_IRE_INSTANTIATE_SCORES(double)
+TORCH_IRE_INSTANTIATE_SCORES(bfloat16)
+TORCH_IRE_INSTANTIATE_SCORES(float16)
+#undef TORCH_IRE_INSTANTIATE_SCORES
+#undef TORCH_IRE_INSTANTIATE
+
+}  // namespace torch_ire
