@@ -90,7 +90,7 @@ _REASONS = {
     "number of samples": "The loader cuts batches differently.",
     "content": "The loader shuffles or augments at random: use shuffle=False and a fixed transform.",
     "loss": "The batches agree, so the model itself is random or keeps state outside its buffers.",
-    "gradient norm": "Batch and loss agree: a backward kernel is not deterministic (torch.use_deterministic_algorithms).",
+    "gradient norm": "A backward kernel is not deterministic (see torch.use_deterministic_algorithms).",
 }
 
 

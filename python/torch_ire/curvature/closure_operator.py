@@ -45,7 +45,9 @@ class ClosureOperator(Operator):
         super().__init__(self.layout.size, self.layout.dtype, self.layout.device)
         for name, param in self._named.items():
             if not param.requires_grad:
-                raise ValueError(f"params[{name}]: expected requires_grad=True; leave frozen parameters out of the list")
+                raise ValueError(
+                    f"params[{name}]: expected requires_grad=True; leave frozen parameters out of the list"
+                )
         self._closure = closure
         self._data = None if data is None else BatchAverage(data, batch_size)
         self._unchecked = check_deterministic and data is not None

@@ -245,9 +245,7 @@ def _finite(H: Operator, vector: Tensor) -> Tensor:
     return product
 
 
-def _sampled(
-    sample: Callable[[], float], count: int, description: str, progress: bool | None
-) -> tuple[Tensor, bool]:
+def _sampled(sample: Callable[[], float], count: int, description: str, progress: bool | None) -> tuple[Tensor, bool]:
     values: list[float] = []
     with progress_bar(description, count, progress) as advance:
         try:

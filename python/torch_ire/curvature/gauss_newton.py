@@ -23,16 +23,19 @@ class _Linearization:
 
 
 class GaussNewtonOperator(ClosureOperator):
-    r"""The Gauss-Newton matrix :math:`J^T (\nabla^2_z L) J`, J the Jacobian of the outputs z: positive semi-definite
-    for a convex loss, and for cross-entropy the Fisher matrix of the model's own softmax.
+    r"""The Gauss-Newton matrix :math:`J^T (\nabla^2_z L) J`, J the Jacobian of the outputs z.
+
+    It is positive semi-definite for a convex loss, and for cross-entropy the Fisher matrix of the model's own softmax.
 
     Args:
         closure: `closure() -> (outputs, loss)`, or `closure(batch) -> (outputs, mean loss)` with `data`; the loss must
             be computed from that very `outputs` tensor.
         params, data, batch_size, check_deterministic: as for `HessianOperator`.
+
     Raises:
         ValueError: where the closure returns something else, or the loss does not depend on the outputs.
     Cost: about two gradients a product; memory of two graphs inside a solver.
+
     Example:
         >>> import torch
         >>> from torch_ire.curvature import GaussNewtonOperator
@@ -42,6 +45,7 @@ class GaussNewtonOperator(ClosureOperator):
         ...     return outputs, 0.5 * (outputs**2).sum()
         >>> GaussNewtonOperator(closure, [theta]).matvec(torch.ones(2))
         tensor([ 4., 16.])
+
     References:
         Schraudolph, Fast curvature matrix-vector products for second-order gradient descent, Neural Computation 14
         (2002). Wang et al., arXiv 2405.20763, Eq. (6): the IRE mask estimates its diagonal.
@@ -56,9 +60,7 @@ class GaussNewtonOperator(ClosureOperator):
         batch_size: Callable[[Any], int] | None = None,
         check_deterministic: bool = True,
     ) -> None:
-        super().__init__(
-            closure, params, data=data, batch_size=batch_size, check_deterministic=check_deterministic
-        )
+        super().__init__(closure, params, data=data, batch_size=batch_size, check_deterministic=check_deterministic)
 
     def _loss_of(self, value: Any) -> Tensor:
         if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[0], Tensor):

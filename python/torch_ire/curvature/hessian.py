@@ -34,16 +34,19 @@ class HessianOperator(ClosureOperator):
             difference of gradients; needs first derivatives only, relative error about 1e-4 in float32). `"auto"` is
             `"reverse"`: inside a solver the graph of the gradient is held and a product is one backward pass through
             it, measured at 0.35 of the forward-over-reverse time.
+
     Raises:
         ValueError: where a parameter is frozen, complex or listed twice, or the closure returns no loss with a graph.
         RuntimeError: where an operation has no second derivative, with the way around it.
     Cost: about two gradients a product; memory of two graphs inside a solver.
+
     Example:
         >>> import torch
         >>> from torch_ire.curvature import HessianOperator
         >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> HessianOperator(lambda: (theta**3).sum(), [theta]).matvec(torch.ones(2))
         tensor([ 6., 12.])
+
     References:
         Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
     """
@@ -60,9 +63,7 @@ class HessianOperator(ClosureOperator):
     ) -> None:
         if method not in ("auto", "reverse", "forward", "finite_difference"):
             raise ValueError(f"method: expected auto, reverse, forward or finite_difference, got {method!r}")
-        super().__init__(
-            closure, params, data=data, batch_size=batch_size, check_deterministic=check_deterministic
-        )
+        super().__init__(closure, params, data=data, batch_size=batch_size, check_deterministic=check_deterministic)
         self._options: dict[str, Any] = {"data": data, "batch_size": batch_size, "method": method}
         self.method = "reverse" if method == "auto" else method
         if self.method == "finite_difference":
@@ -111,13 +112,12 @@ class HessianOperator(ClosureOperator):
             with torch.no_grad():
                 # Adding a dual zero in place hangs the tangent on the parameter itself, wherever the model keeps it.
                 for param, tangent in zip(self._params, pieces, strict=True):
-                    param.add_(forward_ad.make_dual(torch.zeros_like(param), tangent))
+                    param.add_(forward_ad.make_dual(torch.zeros_like(param), tangent))  # type: ignore[no-untyped-call]
             loss = self._evaluate(*batch)
             gradients = torch.autograd.grad(loss, self._params, allow_unused=True, materialize_grads=True)
-            tangents = [forward_ad.unpack_dual(g).tangent for g in gradients]
+            tangents = [forward_ad.unpack_dual(g).tangent for g in gradients]  # type: ignore[no-untyped-call]
             return [
-                torch.zeros_like(p) if t is None else t.detach()
-                for p, t in zip(self._params, tangents, strict=True)
+                torch.zeros_like(p) if t is None else t.detach() for p, t in zip(self._params, tangents, strict=True)
             ]
 
     def _finite_difference(self, vector: Tensor) -> Tensor:
@@ -135,7 +135,8 @@ class HessianOperator(ClosureOperator):
                 gradients.append(self.loss_and_gradient()[1])
         finally:
             self._write(kept)
-        return (gradients[0] - gradients[1]) / (2 * step)
+        quotient: Tensor = (gradients[0] - gradients[1]) / (2 * step)
+        return quotient
 
     def _write(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():

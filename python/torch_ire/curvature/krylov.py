@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_ire.curvature.operator import Operator
@@ -12,8 +10,6 @@ from torch_ire.curvature.probes import ProbeSource
 from torch_ire.reference.lanczos_step import lanczos_step_
 
 __all__ = ["KrylovSpace", "orthonormalized"]
-
-Array = NDArray[np.float64]
 
 #: A new direction shorter than this many roundings of ||H|| is noise: the space is invariant.
 _BREAKDOWN_ROUNDINGS = 32.0
@@ -40,14 +36,14 @@ class KrylovSpace:
         self._probes = probes
         self._rows = torch.empty(self.capacity + 1, operator.size, dtype=operator.dtype, device=operator.device)
         self._rows[0] = start / torch.linalg.vector_norm(start)
-        self._matrix: Array = np.zeros((self.capacity + 1, self.capacity + 1))
+        self._matrix = torch.zeros(self.capacity + 1, self.capacity + 1, dtype=torch.float64)
         self.size = 0
-        self.coupling: Array = np.zeros(0)
-        self.dropped: Array = np.zeros(0)
+        self.coupling = torch.zeros(0, dtype=torch.float64)
+        self.dropped = torch.zeros(0, dtype=torch.float64)
         self.scale = 0.0
 
     @property
-    def matrix(self) -> Array:
+    def matrix(self) -> Tensor:
         """T, (size, size)."""
         return self._matrix[: self.size, : self.size]
 
@@ -70,46 +66,48 @@ class KrylovSpace:
         """
         count = self.size + 1
         product = self.operator.matvec(self._rows[self.size]).clone()
-        step = lanczos_step_(self._rows, product, count=count).cpu().numpy()
+        step = lanczos_step_(self._rows, product, count=count).cpu()
         column, norm = step[:-1], float(step[-1])
-        if not np.isfinite(step).all():
+        if not bool(torch.isfinite(step).all()):
             raise FloatingPointError(f"matvec {self.operator.num_matvecs}: the operator returned nan or inf")
-        self.scale = max(self.scale, float(np.abs(column).max()), norm)
+        self.scale = max(self.scale, float(column.abs().max()), norm)
         self._check_symmetry(column[:-1])
         self._matrix[: self.size, self.size] = self._matrix[self.size, : self.size] = column[:-1]
         self._matrix[self.size, self.size] = column[-1]
         self.size = count
-        self.dropped = np.append(self.dropped, 0.0)
-        self.coupling = np.zeros(count)
+        self.dropped = torch.cat([self.dropped, torch.zeros(1, dtype=torch.float64)])
+        self.coupling = torch.zeros(count, dtype=torch.float64)
         if norm > _BREAKDOWN_ROUNDINGS * torch.finfo(self.operator.dtype).eps * self.scale:
             self.coupling[-1] = norm
         elif not self.exhausted:
             self._set_random_direction()
 
-    def _check_symmetry(self, measured: Array) -> None:
+    def _check_symmetry(self, measured: Tensor) -> None:
         """For a symmetric H the new column is known but for its last entry; measuring it again costs nothing."""
         if not len(measured):
             return
         slack = self.operator.symmetry_tolerance * self.scale + 2.0 * self.dropped
-        excess = np.abs(measured - self.coupling) - slack
-        if (excess > 0).any():
+        excess = (measured - self.coupling).abs() - slack
+        if bool((excess > 0).any()):
             row = int(excess.argmax())
             raise ValueError(
-                f"the operator is not symmetric: v{row} . H v{self.size} = {measured[row]:.6g}, but "
-                f"v{self.size} . H v{row} = {self.coupling[row]:.6g} (norm of H at least {self.scale:.3g})"
+                f"the operator is not symmetric: v{row} . H v{self.size} = {float(measured[row]):.6g}, but "
+                f"v{self.size} . H v{row} = {float(self.coupling[row]):.6g} (norm of H at least {self.scale:.3g})"
             )
 
-    def residual_norms(self, coefficients: Array) -> Array:
+    def residual_norms(self, coefficients: Tensor) -> Tensor:
         """||H x - theta x|| of the vectors with these coefficient columns, (size, n)."""
-        last = np.abs(self.coupling @ coefficients)
-        return np.hypot(last, np.sqrt((coefficients**2).T @ self.dropped**2))
+        return torch.hypot(self.coupling @ coefficients, self._dropped_by(coefficients))
 
-    def vectors(self, coefficients: Array) -> Tensor:
+    def _dropped_by(self, coefficients: Tensor) -> Tensor:
+        return ((coefficients**2).T @ self.dropped**2).sqrt()
+
+    def vectors(self, coefficients: Tensor) -> Tensor:
         """Those vectors as rows, (n, p)."""
-        turn = torch.as_tensor(coefficients.T.copy(), dtype=self._rows.dtype, device=self._rows.device)
+        turn = coefficients.T.to(self._rows)
         return turn @ self._rows[: self.size]
 
-    def restart(self, coefficients: Array) -> None:
+    def restart(self, coefficients: Tensor) -> None:
         """Shrink the basis to these combinations, (size, n), keeping the newest direction: a thick restart."""
         newest = self._rows[self.size].clone()
         coupling = self.coupling @ coefficients
@@ -117,23 +115,23 @@ class KrylovSpace:
         self.coupling = coupling
         self._rows[self.size] = newest
 
-    def lock(self, coefficients: Array) -> None:
+    def lock(self, coefficients: Tensor) -> None:
         """Shrink the basis to these combinations, count them as invariant and go on in a random direction."""
         residuals = self.residual_norms(coefficients)
         self._rotate(coefficients)
         self.dropped = residuals
-        self.coupling = np.zeros(self.size)
+        self.coupling = torch.zeros(self.size, dtype=torch.float64)
         if not self.exhausted:
             self._set_random_direction()
 
-    def _rotate(self, coefficients: Array) -> None:
+    def _rotate(self, coefficients: Tensor) -> None:
         kept = coefficients.shape[1]
-        turn = torch.as_tensor(coefficients.T.copy(), dtype=self._rows.dtype, device=self._rows.device)
+        turn = coefficients.T.to(self._rows)
         for begin in range(0, self.operator.size, _ROTATED_COLUMNS):
             columns = slice(begin, begin + _ROTATED_COLUMNS)
             self._rows[:kept, columns] = turn @ self._rows[: self.size, columns]
         matrix = coefficients.T @ self.matrix @ coefficients
-        self.dropped = np.sqrt((coefficients**2).T @ self.dropped**2)
+        self.dropped = self._dropped_by(coefficients)
         self.size = kept
         self._matrix[:kept, :kept] = (matrix + matrix.T) / 2
 
@@ -155,7 +153,9 @@ def orthonormalized(rows: Tensor) -> Tensor:
         gram = (rows @ rows.T).to(torch.float64)
         factor, failure = torch.linalg.cholesky_ex(gram)
         if int(failure):
-            return torch.linalg.qr(rows.T).Q.T.contiguous()
-        inverse = torch.linalg.solve_triangular(factor, torch.eye(len(rows), dtype=torch.float64, device=rows.device), upper=False)
+            orthogonal: Tensor = torch.linalg.qr(rows.T).Q
+            return orthogonal.T.contiguous()
+        identity = torch.eye(len(rows), dtype=torch.float64, device=rows.device)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
         rows = inverse.to(rows.dtype) @ rows
     return rows

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_ire.curvature.eigenpairs import Eigenpairs, Which
@@ -17,8 +15,6 @@ from torch_ire.curvature.probes import ProbeSource
 from torch_ire.curvature.progress import progress_bar
 
 __all__ = ["lanczos"]
-
-Array = NDArray[np.float64]
 
 #: Up to this size the search for repeated eigenvalues is on by default: its products are cheap there.
 _VERIFIED_SIZE = 1000
@@ -127,31 +123,33 @@ class _Search:
         top = {"largest": k, "smallest": 0, "both": (k + 1) // 2}[self._which]
         return [*range(top), *range(available - (k - top), available)]
 
-    def pairs(self, space: KrylovSpace) -> tuple[Array, Array, Array, Array, float]:
+    def pairs(self, space: KrylovSpace) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
         """Wanted values, coefficients, residual norms, error bounds, and the nearest unwanted value."""
         values, coefficients = _decreasing(space.matrix)
         index = self.wanted(space.size, self._k)
-        unwanted = np.delete(values, index)
+        outside = torch.ones(space.size, dtype=torch.bool)
+        outside[index] = False
+        unwanted = values[outside]
         values, coefficients = values[index], coefficients[:, index]
         residuals = space.residual_norms(coefficients)
         if not len(unwanted):
             return values, coefficients, residuals, residuals, math.nan
-        distance = np.abs(values[:, None] - unwanted[None, :])
-        gaps = np.maximum(distance.min(axis=1), np.finfo(np.float64).tiny)
-        nearest = float(unwanted[distance.min(axis=0).argmin()])
-        # r/gap first: r^2 underflows for tiny operators.
-        return values, coefficients, residuals, np.minimum(residuals, residuals * (residuals / gaps)), nearest
+        distance = (values[:, None] - unwanted[None, :]).abs()
+        gaps = distance.amin(1).clamp(min=torch.finfo(torch.float64).tiny)
+        nearest = float(unwanted[distance.amin(0).argmin()])
+        # r / gap first: r^2 underflows for tiny operators.
+        return values, coefficients, residuals, torch.minimum(residuals, residuals * (residuals / gaps)), nearest
 
-    def allowed(self, space: KrylovSpace, values: Array) -> Array:
+    def allowed(self, space: KrylovSpace, values: Tensor) -> Tensor:
         """The error that the tolerance leaves each value."""
-        smallest = np.finfo(np.float32 if space.operator.dtype == torch.float32 else np.float64).eps ** (2 / 3)
-        result: Array = self._tol * np.maximum(np.abs(values), smallest * space.scale)
-        return result
+        smallest = torch.finfo(space.operator.dtype).eps ** (2 / 3)
+        return self._tol * values.abs().clamp(min=smallest * space.scale)
 
     def worst(self, space: KrylovSpace) -> float:
         """Largest error bound relative to its value."""
         values, _, _, bounds, _ = self.pairs(space)
-        return float((bounds / np.maximum(self.allowed(space, values), np.finfo(np.float64).tiny)).max()) * self._tol
+        allowed = self.allowed(space, values).clamp(min=torch.finfo(torch.float64).tiny)
+        return float((bounds / allowed).max()) * self._tol
 
     def converged(self, space: KrylovSpace) -> bool:
         """Whether every wanted pair is there and within tolerance."""
@@ -179,10 +177,10 @@ class _Search:
         """Compare the deflated operator's outermost Ritz values with the found ones."""
         if space.size == self._locked:
             return False
-        found = np.sort(np.diag(space.matrix)[: self._locked])[::-1]
+        found = space.matrix.diagonal()[: self._locked].sort(descending=True).values
         chain = space.matrix[self._locked :, self._locked :]
         values, coefficients = _decreasing(chain)
-        residuals = np.abs(space.coupling[self._locked :] @ coefficients)
+        residuals = (space.coupling[self._locked :] @ coefficients).abs()
         top = len(self.wanted(len(found), self._k)) if self._which == "largest" else (self._k + 1) // 2
         known = _SECOND_SEARCH_ACCURACY * float(values[0] - values[-1])
         outside, inside = False, True
@@ -190,7 +188,7 @@ class _Search:
             if (sign > 0 and self._which == "smallest") or (sign < 0 and self._which == "largest") or count == 0:
                 continue
             edge = found[top - 1] if sign > 0 else found[top if self._which == "both" else 0]
-            slack = float(self.allowed(space, np.array([edge]))[0])
+            slack = float(self.allowed(space, edge))
             outside |= bool(sign * (values[position] - edge) - residuals[position] > slack)
             inside &= bool(
                 sign * (values[position] - edge) + residuals[position] <= slack
@@ -208,8 +206,8 @@ class _Search:
         kept = max(1, (size - held) // 2) + (0 if locked else held)
         _, inner = _decreasing(space.matrix[locked:, locked:])
         inner = inner[:, self.wanted(size - locked, min(kept, size - locked - 1))]
-        coefficients = np.zeros((size, locked + inner.shape[1]))
-        coefficients[:locked, :locked] = np.eye(locked)
+        coefficients = torch.zeros(size, locked + inner.shape[1], dtype=torch.float64)
+        coefficients[:locked, :locked] = torch.eye(locked, dtype=torch.float64)
         coefficients[locked:, locked:] = inner
         space.restart(coefficients)
 
@@ -219,10 +217,10 @@ class _Search:
         complete = space.size >= min(self._k + 1, space.operator.size)
         converged = complete and bool((bounds <= self.allowed(space, values)).all())
         return Eigenpairs(
-            ritz_values=torch.from_numpy(values.copy()),
+            ritz_values=values,
             basis=space.vectors(coefficients),
-            residual_norms=torch.from_numpy(residuals),
-            error_bounds=torch.from_numpy(bounds),
+            residual_norms=residuals,
+            error_bounds=bounds,
             converged=converged,
             num_matvecs=num_matvecs,
             unwanted_value=unwanted,
@@ -231,9 +229,9 @@ class _Search:
         )
 
 
-def _decreasing(matrix: Array) -> tuple[Array, Array]:
-    values, vectors = np.linalg.eigh(matrix)
-    return values[::-1], vectors[:, ::-1]
+def _decreasing(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.flip(0), vectors.flip(1)
 
 
 def _check_arguments(H: Operator, k: int, which: str, tol: float, max_basis: int | None) -> None:
@@ -255,7 +253,7 @@ def _warm_vector(H: Operator, warm_start: Eigenpairs | Tensor, which: Which, pro
     rank = {"largest": order, "smallest": order.flip(0), "both": torch.minimum(order, order.flip(0))}[which]
     weights = rank**_WARM_EXPONENT
     weights = (weights / weights.norm()).to(dtype=H.dtype, device=H.device)
-    start = weights @ basis.to(dtype=H.dtype, device=H.device)
+    start: Tensor = weights @ basis.to(dtype=H.dtype, device=H.device)
     noise = probes.gaussian()
     start = start / start.norm() + noise * (_WARM_NOISE / noise.norm())
     if not bool(torch.isfinite(start).all()):

@@ -55,7 +55,8 @@ class RandomState:
     """
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
-        self._cuda = sorted({d.index if d.index is not None else torch.cuda.current_device() for d in devices if d.type == "cuda"})
+        cuda = [d for d in devices if d.type == "cuda"]
+        self._cuda = sorted({torch.cuda.current_device() if d.index is None else d.index for d in cuda})
         self._cpu_state = torch.get_rng_state()
         self._cuda_states = [torch.cuda.get_rng_state(index) for index in self._cuda]
 

@@ -53,8 +53,10 @@ class Operator(ABC):
 
         Args:
             vector: (p,), floating, on the operator's device.
+
         Returns:
             (p,), the operator's dtype. Counts one in `num_matvecs`.
+
         Raises:
             ValueError: on another shape or device, or where the operator returns another shape.
         """
@@ -69,6 +71,7 @@ class Operator(ABC):
         return result.detach().to(self.dtype)
 
     def __call__(self, vector: Tensor) -> Tensor:
+        """H v; see `matvec`."""
         return self.matvec(vector)
 
     def __matmul__(self, other: Tensor) -> Tensor:
@@ -107,6 +110,7 @@ class CallableOperator(Operator):
         size: p.
         dtype: float32 or float64.
         device: where the vectors live.
+
     Example:
         >>> import torch
         >>> from torch_ire.curvature import CallableOperator
@@ -139,8 +143,10 @@ def as_operator(source: Any, *, size: int | None = None) -> Operator:
         source: an `Operator`; a symmetric matrix (a (p, p) tensor); a scipy `LinearOperator` or sparse matrix, or a
             numpy matrix; a curvlinops operator; or a callable v -> H v, which needs `size`.
         size: p, for a callable only; its vectors are float32 on the CPU (take `CallableOperator` for others).
+
     Returns:
         an `Operator`; `source` itself where it already is one.
+
     Raises:
         ValueError: where the operator is not square, or a callable comes without `size`.
         TypeError: where nothing can be made of `source`.
@@ -171,7 +177,7 @@ def as_operator(source: Any, *, size: int | None = None) -> Operator:
 
 
 def _numpy_operator(source: Any, size: int) -> Operator:
-    """scipy operators, sparse matrices and numpy arrays: products on the CPU in the source's own precision."""
+    """Scipy operators, sparse matrices and numpy arrays: products on the CPU in the source's own precision."""
     import numpy as np
 
     dtype = torch.float32 if np.dtype(source.dtype or np.float64) == np.float32 else torch.float64

@@ -61,7 +61,7 @@ class FlatLayout:
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """The (p,) vector cut into the parameters' shapes, each in its own dtype and on its own device."""
-        pieces = vector.split(self.numels)
+        pieces = torch.split(vector, self.numels)
         return [
             piece.to(device=device, dtype=dtype).view(shape)
             for piece, shape, dtype, device in zip(pieces, self.shapes, self.dtypes, self.devices, strict=True)

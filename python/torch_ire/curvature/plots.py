@@ -16,8 +16,8 @@ def new_axes(ax: Any = None) -> Any:
     if ax is not None:
         return ax
     try:
-        from matplotlib.figure import Figure
         import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
     except ImportError as failure:
         raise ImportError("plotting needs matplotlib: pip install matplotlib") from failure
     figure: Figure = plt.figure(figsize=(6.0, 4.0), layout="constrained")

@@ -1,4 +1,4 @@
-"""A progress bar for long work: rich or tqdm where one is installed, silence where nobody looks."""
+"""A progress bar for long work: rich where it is installed, silence where nobody looks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def progress_bar(description: str, total: int, enabled: bool | None = None) -> I
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     except ImportError:
-        yield from _tqdm_bar(description, total)
+        yield lambda _by, _note: None
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -36,18 +36,3 @@ def progress_bar(description: str, total: int, enabled: bool | None = None) -> I
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total, note="")
         yield lambda by, note: bar.update(task, advance=by, note=note)
-
-
-def _tqdm_bar(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda _by, _note: None
-        return
-    with tqdm(total=total, desc=description, leave=False, file=sys.stderr) as bar:
-
-        def advance(by: int, note: str) -> None:
-            bar.update(by)
-            bar.set_postfix_str(note)
-
-        yield advance

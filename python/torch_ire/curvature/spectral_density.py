@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,7 +104,8 @@ def spectral_density(
         (2017).
     """
     H = as_operator(operator, size=size)
-    for name, value, least in (("num_probes", num_probes, 1), ("num_steps", num_steps, 1), ("num_points", num_points, 2)):
+    counts = (("num_probes", num_probes, 1), ("num_steps", num_steps, 1), ("num_points", num_points, 2))
+    for name, value, least in counts:
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
     if broadening is not None and not broadening > 0:
@@ -131,9 +131,7 @@ def spectral_density(
     grid = torch.linspace(low - 4 * sigma, high + 4 * sigma, num_points, dtype=torch.float64)
     curves = torch.stack([_smoothed(grid, x, w, sigma) for x, w in zip(nodes, weights, strict=True)])
     error = curves.std(0) / math.sqrt(len(curves)) if len(curves) > 1 else torch.full_like(grid, math.nan)
-    return SpectralDensity(
-        grid, curves.mean(0), error, nodes, weights, sigma, H.num_matvecs - before, interrupted
-    )
+    return SpectralDensity(grid, curves.mean(0), error, nodes, weights, sigma, H.num_matvecs - before, interrupted)
 
 
 def _quadrature(H: Operator, num_steps: int, probes: ProbeSource) -> tuple[Tensor, Tensor]:
@@ -141,8 +139,8 @@ def _quadrature(H: Operator, num_steps: int, probes: ProbeSource) -> tuple[Tenso
     # An invariant space ends the quadrature: it is exact then, and a random direction would have weight zero.
     while not space.full and (space.size == 0 or space.coupling[-1] > 0):
         space.expand()
-    values, vectors = np.linalg.eigh(space.matrix)
-    return torch.from_numpy(values), torch.from_numpy(vectors[0] ** 2)
+    values, vectors = torch.linalg.eigh(space.matrix)
+    return values, vectors[0] ** 2
 
 
 def _smoothed(grid: Tensor, nodes: Tensor, weights: Tensor, sigma: float) -> Tensor:
