@@ -54,6 +54,7 @@ class ClosureOperator(Operator):
         self._random_state = RandomState(self.layout.devices)
         self._depth = 0
         self._held: Any = None
+        self._graph_unchecked = True
 
     @property
     def params(self) -> list[Tensor]:
@@ -76,6 +77,28 @@ class ClosureOperator(Operator):
     @abstractmethod
     def _loss_of(self, value: Any) -> Tensor:
         """The scalar loss in what the closure returned."""
+
+    def _check_graph_once(self, gradients: Iterable[Tensor]) -> None:
+        """Refuse a gradient whose own derivative autograd would silently take for zero.
+
+        An operation marked once-differentiable leaves a node without edges in the graph of the gradient; autograd
+        skips it where it is asked for particular inputs.
+        """
+        if not self._graph_unchecked:
+            return
+        self._graph_unchecked = False
+        waiting = [g.grad_fn for g in gradients if g.grad_fn is not None]
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            if node.name().split("::")[-1] == "Error":
+                raise RuntimeError(
+                    "the closure runs an operation marked once-differentiable. Switch it off (fused or custom "
+                    'kernels), or take method="finite_difference", which needs first derivatives only'
+                )
+            following = {n for n, _ in node.next_functions if n is not None} - seen
+            seen |= following
+            waiting.extend(following)
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
@@ -166,7 +189,7 @@ def explained_double_backward() -> Iterator[None]:
     except RuntimeError as failure:
         text = str(failure)
         missing = "derivative for" in text and "not implemented" in text
-        once = "once_differentiable" in text or "does not support double backward" in text.lower()
+        once = "once_differentiable" in text or "double backward" in text.lower()
         forward = "forward AD" in text or "forward-mode AD" in text
         if missing or once or forward:
             raise RuntimeError(

@@ -77,6 +77,7 @@ class GaussNewtonOperator(ClosureOperator):
         pulled_back = torch.autograd.grad(
             outputs, self._params, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
         )
+        self._check_graph_once([*pulled_back, output_gradient])
         return _Linearization(outputs, output_gradient, cotangent, pulled_back)
 
     def _multiply(self, held: _Linearization, pieces: list[Tensor]) -> list[Tensor]:

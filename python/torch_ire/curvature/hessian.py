@@ -80,7 +80,11 @@ class HessianOperator(ClosureOperator):
         return value  # type: ignore[no-any-return]
 
     def _linearize(self, value: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(value, self._params, create_graph=True, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            value, self._params, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        self._check_graph_once(gradients)
+        return gradients
 
     def _multiply(self, held: Sequence[Tensor], pieces: list[Tensor]) -> list[Tensor]:
         # A parameter that enters the loss linearly, or not at all, has a gradient without graph: its row is zero.

@@ -19,9 +19,10 @@ def named_tensors(params: Iterable[Tensor] | Mapping[str, Tensor] | Iterable[tup
     items: list[tuple[str, Tensor]] = []
     source: Iterable[Tensor | tuple[str, Tensor]] = list(params.items()) if isinstance(params, Mapping) else params
     for index, entry in enumerate(source):
-        name, tensor = (str(index), entry) if isinstance(entry, Tensor) else (str(entry[0]), entry[1])
+        named = isinstance(entry, tuple) and len(entry) == 2
+        name, tensor = (str(entry[0]), entry[1]) if named else (str(index), entry)
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"params[{name}]: expected a tensor, got {type(tensor).__name__}")
+            raise TypeError(f"params[{name}]: expected a tensor, got {type(tensor).__name__}")
         if not tensor.dtype.is_floating_point:
             raise ValueError(f"params[{name}]: expected a real floating dtype, got {tensor.dtype}")
         if tensor.layout != torch.strided:

@@ -33,6 +33,6 @@ def progress_bar(description: str, total: int, enabled: bool | None = None) -> I
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, force_terminal=True), transient=True) as bar:
         task = bar.add_task(description, total=total, note="")
         yield lambda by, note: bar.update(task, advance=by, note=note)
