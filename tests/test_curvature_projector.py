@@ -182,7 +182,7 @@ def test_full_refresh_sees_what_rose_outside_the_basis():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_project_and_say_that_they_cannot_refresh(copied):
-    _, a, b, H = two_parameters()
+    H = two_parameters()[3]
     projector = FlatProjector.from_operator(H, 3)
     other = copied(projector)
     x = torch.randn(24, dtype=torch.float64)
