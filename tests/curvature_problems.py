@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from torch_ire.curvature import HessianOperator
 
@@ -57,7 +57,7 @@ class Digits:
         return digits
 
     def loss(self) -> Tensor:
-        return F.cross_entropy(self.model(self.images), self.labels)
+        return cross_entropy(self.model(self.images), self.labels)
 
     def train(self, steps: int) -> None:
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.5)

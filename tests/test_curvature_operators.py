@@ -11,7 +11,7 @@ import scipy.sparse.linalg
 import torch
 from curvlinops import GGNLinearOperator, HessianLinearOperator
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader, TensorDataset
 
 from torch_ire.curvature import CallableOperator, GaussNewtonOperator, HessianOperator, as_operator, lanczos
@@ -34,7 +34,7 @@ class Attentive(nn.Module):
     def forward(self, x):
         hidden = self.drop(torch.tanh(self.norm(self.embed(x)))).view(len(x), 4, 4)
         query, key, value = self.heads(hidden).chunk(3, -1)
-        return self.out(F.scaled_dot_product_attention(query, key, value).reshape(len(x), 16))
+        return self.out(scaled_dot_product_attention(query, key, value).reshape(len(x), 16))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def problem():
 
 
 def closure_of(model, x, y):
-    return lambda: F.cross_entropy(model(x), y)
+    return lambda: cross_entropy(model(x), y)
 
 
 def dense_hessian(closure, params):
@@ -121,7 +121,7 @@ def test_batches_average_to_the_whole(problem, method):
     whole = HessianOperator(closure_of(model, x, y), model.parameters())
     loader = DataLoader(TensorDataset(x, y), batch_size=16)  # 16, 16, 8: weights matter
     parts = HessianOperator(
-        lambda batch: F.cross_entropy(model(batch[0]), batch[1]), model.parameters(), data=loader, method=method
+        lambda batch: cross_entropy(model(batch[0]), batch[1]), model.parameters(), data=loader, method=method
     )
     v = torch.randn(whole.size)
     tolerance = 1e-3 if method == "finite_difference" else 1e-5
@@ -134,7 +134,7 @@ def test_batches_average_to_the_whole(problem, method):
 def test_shuffling_is_said(problem):
     model, x, y = problem
     loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
-    H = HessianOperator(lambda b: F.cross_entropy(model(b[0]), b[1]), model.parameters(), data=loader)
+    H = HessianOperator(lambda b: cross_entropy(model(b[0]), b[1]), model.parameters(), data=loader)
     with pytest.raises(RuntimeError, match=r"batch 0 is not the same in a second pass: its content .* shuffle=False"):
         H.matvec(torch.ones(H.size))
 
@@ -145,7 +145,7 @@ def test_state_outside_buffers_is_said(problem):
 
     def closure(batch):
         calls.append(1)
-        return F.cross_entropy(model(batch[0]), batch[1]) * len(calls)
+        return cross_entropy(model(batch[0]), batch[1]) * len(calls)
 
     H = HessianOperator(closure, model.parameters(), data=[(x, y)])
     with pytest.raises(RuntimeError, match=r"its loss went from .* the model itself is random"):
@@ -162,7 +162,7 @@ def test_a_changing_number_of_batches_is_said(problem):
             self.passes += 1
             return iter([(x, y)] * (2 if self.passes < 3 else 1))
 
-    H = HessianOperator(lambda b: F.cross_entropy(model(b[0]), b[1]), model.parameters(), data=Shrinking())
+    H = HessianOperator(lambda b: cross_entropy(model(b[0]), b[1]), model.parameters(), data=Shrinking())
     with pytest.raises(RuntimeError, match="first pass had 2 batches, the second 1"):
         H.matvec(torch.ones(H.size))
 
@@ -177,12 +177,12 @@ def test_dict_batches_and_batch_size(problem):
     model, x, y = problem
     model.eval()
     data = [{"x": x[:10], "y": y[:10]}, {"x": x[10:], "y": y[10:]}]
-    H = HessianOperator(lambda b: F.cross_entropy(model(b["x"]), b["y"]), model.parameters(), data=data)
+    H = HessianOperator(lambda b: cross_entropy(model(b["x"]), b["y"]), model.parameters(), data=data)
     whole = HessianOperator(closure_of(model, x, y), model.parameters())
     v = torch.randn(H.size)
     torch.testing.assert_close(H.matvec(v), whole.matvec(v), rtol=1e-4, atol=1e-6)
     even = HessianOperator(
-        lambda b: F.cross_entropy(model(b["x"]), b["y"]), model.parameters(), data=data, batch_size=lambda b: 1
+        lambda b: cross_entropy(model(b["x"]), b["y"]), model.parameters(), data=data, batch_size=lambda b: 1
     )
     assert not torch.allclose(even.matvec(v), whole.matvec(v), rtol=1e-4, atol=1e-6)
 
@@ -213,7 +213,7 @@ def test_gauss_newton_equals_curvlinops(problem):
 
     def closure():
         outputs = model(x)
-        return outputs, F.cross_entropy(outputs, y)
+        return outputs, cross_entropy(outputs, y)
 
     ours = GaussNewtonOperator(closure, params)
     theirs = GGNLinearOperator(model, nn.CrossEntropyLoss(), params, [(x, y)])
@@ -223,7 +223,7 @@ def test_gauss_newton_equals_curvlinops(problem):
         torch.testing.assert_close(ours.matvec(v), theirs @ v, rtol=1e-4, atol=1e-6)
     assert torch.linalg.eigvalsh(ours.dense())[0] > -1e-6
     batched = GaussNewtonOperator(
-        lambda b: ((z := model(b[0])), F.cross_entropy(z, b[1])), params, data=[(x[:30], y[:30]), (x[30:], y[30:])]
+        lambda b: ((z := model(b[0])), cross_entropy(z, b[1])), params, data=[(x[:30], y[:30]), (x[30:], y[30:])]
     )
     torch.testing.assert_close(batched.matvec(v), theirs @ v, rtol=1e-4, atol=1e-6)
 
