@@ -133,16 +133,11 @@ def _dimension_law(outcome: Outcome, replicas: int, noise: float, seed: int) -> 
 def _end_to_end(outcome: Outcome, seed: int) -> None:
     etas = (0.01, 0.02, 0.04, 0.08)
     for name, with_ire in (("average SAM", False), ("IRE + average SAM", True)):
-        steps = []
+        steps, theory = [], []
         for eta in etas:
             rho = 0.5 * math.sqrt(eta)
             kappa = 1 / rho if with_ire else 0.0
             steps.append(halving_steps(eta, rho, kappa, seed=seed))
-            theory = predicted_halving(eta, rho, kappa)
-            outcome.compare("B", f"{name}, eta = {eta:g}: steps from u = 1 to 1/2", steps[-1], theory, 0.06)
-        outcome.curves.append(
-            Curve(
-                "steps to halve u", name, etas, steps,
-                [predicted_halving(e, 0.5 * math.sqrt(e), 2 / math.sqrt(e) if with_ire else 0.0) for e in etas],
-            )  # fmt: skip
-        )
+            theory.append(predicted_halving(eta, rho, kappa))
+            outcome.compare("B", f"{name}, eta = {eta:g}: steps from u = 1 to 1/2", steps[-1], theory[-1], 0.06)
+        outcome.curves.append(Curve("steps to halve u", name, etas, steps, theory))

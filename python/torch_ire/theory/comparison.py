@@ -99,7 +99,8 @@ def print_table(comparisons: Sequence[Comparison]) -> None:
         from rich.table import Table
     except ImportError:
         for line in comparisons:
-            print(f"{line.experiment}  {line.quantity:<58}{line.measured:>12.5g}{line.predicted:>12.5g}{_verdict(line):>10}")
+            numbers = f"{line.measured:>12.5g}{line.predicted:>12.5g}{100 * line.deviation:>+9.2f} %"
+            print(f"{line.experiment}  {line.quantity:<66}{numbers}  {'holds' if line.holds else 'off'}")
         return
     table = Table(title="The theory of IRE, measured through the public optimizers")
     for heading in ("", "quantity", "measured", "predicted", "deviation", ""):
@@ -109,7 +110,3 @@ def print_table(comparisons: Sequence[Comparison]) -> None:
         numbers = (f"{line.measured:.5g}", f"{line.predicted:.5g}", f"{100 * line.deviation:+.2f} %")
         table.add_row(line.experiment, line.quantity, *numbers, mark)
     Console().print(table)
-
-
-def _verdict(line: Comparison) -> str:
-    return "holds" if line.holds else "off"

@@ -47,7 +47,10 @@ class RadialProjector:
 
 
 class PairProjector:
-    """P_{m+1:p} of L = sum (a b - 1)^2 / 2: for every pair the lower eigenvector of [[b^2, 2ab - 1], [2ab - 1, a^2]]."""
+    """P_{m+1:p} of L = sum (a b - 1)^2 / 2.
+
+    The flat direction of a pair is the lower eigenvector of [[b^2, 2ab - 1], [2ab - 1, a^2]].
+    """
 
     def refresh(self) -> None:
         """Nothing to follow: the projector is computed where it is applied."""

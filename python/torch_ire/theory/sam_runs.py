@@ -18,9 +18,11 @@ Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 class CurvatureObject(Protocol):
     """What an optimizer needs of an exact projector."""
 
-    def refresh(self) -> object: ...
+    def refresh(self) -> object:
+        """Follow the Hessian."""
 
-    def amplify_(self, params: Sequence[Tensor], previous: Sequence[Tensor], kappa: float) -> None: ...
+    def amplify_(self, params: Sequence[Tensor], previous: Sequence[Tensor], kappa: float) -> None:
+        """Theta <- theta + kappa P (theta - previous)."""
 
 
 class SamRun:

@@ -1,7 +1,7 @@
 """Experiment C: standard SAM with one sample a step against IRE + SAM (Theorem 5.6), through SAMIRE.
 
-L is the mean of L_i = (n/2) (1 + u^2) v_i^2, n = 4. The unit gradient of a sample is the top eigenvector of its Hessian,
-and theory has d ln u / dt = -4 eta_eff with
+L is the mean of L_i = (n/2) (1 + u^2) v_i^2, n = 4. The unit gradient of a sample is the top eigenvector of its
+Hessian, and theory has d ln u / dt = -4 eta_eff with
 
     eta_eff = (1 + kappa) eta rho^2 4 / (2 - c)^2,    c = eta n (1 + u^2).
 
@@ -58,7 +58,7 @@ class _Run(SamRun):
         self._problem = SampledProblem(seed)
         c = 2 * eta * _N
         u = torch.ones(1, dtype=torch.float64)
-        # Off the manifold, where the gradient of a sample is zero and nothing would ever move; near the two-point cycle.
+        # Off the manifold, where gradients are zero and nothing would ever move; near the two-point cycle.
         v = torch.full((_N,), 1.05 * c * rho / (2 - c), dtype=torch.float64)
         super().__init__(
             [u, v], self._problem.gradient, lr=eta, rho=rho, kappa=kappa, perturbation="gradient",
@@ -120,8 +120,8 @@ def single_sample_sam(*, quick: bool = False, seed: int = 0) -> Outcome:
         outcome.curves.append(Curve("standard SAM", name, radii, rates, theory))
     etas = (0.0025, 0.005, 0.01, 0.02)
     rates = [drift_rate(eta, 0.05, seed=seed) for eta in etas]
-    theory = slope(etas, [predicted_rate(eta, 0.05, 0.0) for eta in etas])
-    outcome.compare("C", "SAM: exponent in eta", slope(etas, rates), theory, 0.005)
+    exponent = slope(etas, [predicted_rate(eta, 0.05, 0.0) for eta in etas])
+    outcome.compare("C", "SAM: exponent in eta", slope(etas, rates), exponent, 0.005)
     if not quick:
         _end_to_end(outcome, seed)
     return outcome

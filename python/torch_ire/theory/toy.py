@@ -77,7 +77,9 @@ def _figure_one(outcome: Outcome) -> None:
     for kappa, tolerance in ((90.0, 0.01), (900.0, 0.09)):
         path = descend(kappa, 1.0, 2000, settled=1e-9)
         first_order = math.exp(-v0 * math.sqrt((1 + kappa) / 2))
-        outcome.compare("A", f"IRE, kappa = {kappa:g}: u in the limit (first order)", path[-1][0], first_order, tolerance)
+        outcome.compare(
+            "A", f"IRE, kappa = {kappa:g}: u in the limit (first order)", path[-1][0], first_order, tolerance
+        )
         outcome.paths[f"IRE, κ = {kappa:g}"] = path
     far = descend(9000.0, 1.0, 20)
     outcome.compare("A", "IRE, kappa = 9000: u after one step", far[1][0], 1 - 9001 * v0**2, 1e-9)
