@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from torch_ire import ops, reference
 from torch_ire.curvature.closure_operator import ClosureOperator
 from torch_ire.curvature.eigenpairs import Eigenpairs
 from torch_ire.curvature.krylov import orthonormalized
 from torch_ire.curvature.lanczos import lanczos
 from torch_ire.curvature.operator import Operator, as_operator
 from torch_ire.curvature.rayleigh_ritz import rayleigh_ritz
-from torch_ire.reference.project_out import displacement_projected_, project_out
 
 __all__ = ["FlatProjector"]
 
@@ -165,11 +166,13 @@ class FlatProjector:
         if isinstance(vectors, Tensor):
             if vectors.shape != (self._basis.shape[1],):
                 raise ValueError(f"expected a vector of shape ({self._basis.shape[1]},), got {tuple(vectors.shape)}")
-            return project_out([vectors], [self._basis], self._gram_inverse)[0]
+            functions = _functions_for([vectors], self._basis)
+            return cast("Tensor", functions.project_out([vectors], [self._basis], self._gram_inverse)[0])
         if sum(v.numel() for v in vectors) != self._basis.shape[1]:
             raise ValueError(f"expected tensors of {self._basis.shape[1]} coordinates together")
         pieces = torch.split(self._basis, [v.numel() for v in vectors], dim=1)
-        return project_out(vectors, pieces, self._gram_inverse)
+        functions = _functions_for(vectors, self._basis)
+        return cast("list[Tensor]", functions.project_out(vectors, pieces, self._gram_inverse))
 
     def amplify_(
         self, params: Sequence[Tensor], previous: Sequence[Tensor], kappa: float, *, decay: float = 0.0
@@ -197,11 +200,12 @@ class FlatProjector:
         known = [i for i, p in enumerate(params) if id(p) in self._pieces]
         if not known or kappa == 0.0:
             return
+        moved, start = [params[i] for i in known], [previous[i] for i in known]
         with torch.no_grad():
-            displacement_projected_(
-                [params[i] for i in known],
-                [previous[i] for i in known],
-                [self._pieces[id(params[i])] for i in known],
+            _functions_for([*moved, *start], self._basis).displacement_projected_(
+                moved,
+                start,
+                [self._pieces[id(param)] for param in moved],
                 kappa=kappa,
                 decay=decay,
                 gram_inverse=self._gram_inverse,
@@ -258,3 +262,14 @@ class FlatProjector:
 
     def __repr__(self) -> str:
         return f"FlatProjector(m={self.m}, p={self._basis.shape[1]}, storage={self._storage})"
+
+
+def _functions_for(tensors: Sequence[Tensor], basis: Tensor) -> ModuleType:
+    """The operators where all tensors are of one kind that they take, plain torch for mixed or strided ones."""
+    first = tensors[0]
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+    fits = basis.dtype == wide or (basis.dtype == torch.bfloat16 and wide == torch.float32)
+    alike = all(
+        t.dtype == first.dtype and t.device == first.device == basis.device and t.is_contiguous() for t in tensors
+    )
+    return ops if fits and alike else reference

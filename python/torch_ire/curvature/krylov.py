@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torch_ire.curvature.operator import Operator
 from torch_ire.curvature.probes import ProbeSource
-from torch_ire.reference.lanczos_step import lanczos_step_
+from torch_ire.ops import lanczos_step_
 
 __all__ = ["KrylovSpace", "orthonormalized"]
 
