@@ -9,7 +9,7 @@ from torch import Tensor
 from tolerances import DTYPES
 from torch_ire import ops, reference
 
-SIZES = (1, 7, 0, 2047, 2048, 2049, 8191, 8192, 8193, 20000)
+SIZES = (1, 7, 0, 4095, 4096, 4097, 8191, 8192, 8193, 20000)
 PRECISION = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 

@@ -46,6 +46,8 @@ def displacement_projected_(
     """
     if not params:
         return
+    if gram_inverse is not None:
+        gram_inverse = gram_inverse.contiguous()
     call(
         "displacement_projected_", params[0].device, params, previous, bases,
         kappa=kappa, decay=decay, gram_inverse=gram_inverse,

@@ -34,7 +34,7 @@ def lanczos_step_(basis: Tensor, product: Tensor, *, count: int) -> Tensor:
 
     Cost: three reads of V (the second pass's overlaps are taken from the read that ends the first), and 24 bytes a
         float32 coordinate.
-    Determinism: sums within 2048 coordinates in the dtype of the basis, beyond in float64, in an order that depends on
+    Determinism: sums within 4096 coordinates in the dtype of the basis, beyond in float64, in an order that depends on
         the sizes alone: the same bits whatever the number of threads.
 
     References:

@@ -31,7 +31,7 @@ def project_out(vectors: Sequence[Tensor], bases: Sequence[Tensor], gram_inverse
         RuntimeError: A tensor has the wrong device, dtype, shape or strides, or a list the wrong length.
 
     Cost: two reads of Q, two of the vector and a write.
-    Determinism: sums within 2048 coordinates in float32 (float64), beyond in float64, in an order that depends on the
+    Determinism: sums within 4096 coordinates in float32 (float64), beyond in float64, in an order that depends on the
         sizes alone: the same bits whatever the number of threads.
 
     Example:
@@ -45,6 +45,8 @@ def project_out(vectors: Sequence[Tensor], bases: Sequence[Tensor], gram_inverse
     """
     if not vectors:
         return []
+    if gram_inverse is not None:
+        gram_inverse = gram_inverse.contiguous()
     projected: list[Tensor] = call("project_out", vectors[0].device, vectors, bases, gram_inverse)
     return projected
 
