@@ -23,6 +23,22 @@ class BlockFlatProjector:
     Args:
         projectors: one a parameter, each made with that parameter.
         params: those parameters.
+
+    Raises:
+        ValueError: on lists of different length.
+
+    Cost: two reads of all bases an application; `refresh` takes m products a parameter.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> weight = torch.tensor([1.0, 0.1], requires_grad=True)
+        >>> H = curvature.HessianOperator(lambda: (weight**4).sum(), [weight])
+        >>> curvature.BlockFlatProjector.from_operator(H, m=1)([torch.ones(2)])[0].round(decimals=4)
+        tensor([0., 1.])
+
+    References:
+        Wang et al., arXiv 2405.20763, Theorems 5.5 and 5.6, block by block.
     """
 
     def __init__(self, projectors: Sequence[FlatProjector], params: Sequence[Tensor]) -> None:

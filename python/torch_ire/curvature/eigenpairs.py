@@ -16,7 +16,7 @@ Which = Literal["largest", "smallest", "both"]
 class Eigenpairs:
     """Approximate eigenpairs, with what is known of their errors.
 
-    Attributes:
+    Args:
         ritz_values: (k,), float64 on the CPU, in decreasing order.
         basis: (k, p), row i belongs to `ritz_values[i]`; orthonormal rows.
         residual_norms: (k,), ||H v_i - theta_i v_i||: an eigenvalue lies within that distance of theta_i.
@@ -27,6 +27,21 @@ class Eigenpairs:
         unwanted_value: the Ritz value next to the wanted ones, nan where there is none.
         verified: whether a second search, orthogonal to these vectors, found no repeated eigenvalue.
         interrupted: whether the run was stopped from the keyboard; what is here is what it had.
+
+    Raises:
+        ImportError: `plot()` without matplotlib.
+
+    Cost: k vectors of memory.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> pairs = curvature.lanczos(torch.diag(torch.tensor([3.0, 2.0, 1.0])), k=1)
+        >>> pairs.ritz_vectors.shape, pairs.converged
+        (torch.Size([3, 1]), True)
+
+    References:
+        Parlett, The Symmetric Eigenvalue Problem (1998), section 11.7: the error bounds.
     """
 
     ritz_values: Tensor

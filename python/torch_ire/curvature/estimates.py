@@ -21,13 +21,28 @@ __all__ = ["DiagonalEstimate", "Estimate", "diagonal", "frobenius_norm", "trace"
 class Estimate:
     """A number known from random samples.
 
-    Attributes:
+    Args:
         value: the estimate.
         standard_error: its standard deviation as far as the samples tell; nan with fewer than two.
         samples: (n,), float64 on the CPU, the independent samples behind it.
         exact_part: what was computed rather than sampled (Hutch++), contained in `value`.
         num_matvecs: products taken.
         interrupted: whether Ctrl-C ended the sampling early.
+
+    Raises:
+        ImportError: `plot()` without matplotlib.
+
+    Cost: the samples, on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> estimate = curvature.frobenius_norm(torch.diag(torch.tensor([3.0, 4.0])), num_matvecs=4)
+        >>> estimate.value, estimate.standard_error
+        (5.0, 0.0)
+
+    References:
+        Hutchinson, Comm. Statist. Simulation Comput. 19 (1990).
     """
 
     value: float
@@ -58,11 +73,25 @@ class Estimate:
 class DiagonalEstimate:
     """The diagonal, coordinate by coordinate.
 
-    Attributes:
+    Args:
         value: (p,), the estimate, the operator's dtype and device.
         standard_error: (p,), of each coordinate; nan with fewer than two samples.
         num_matvecs: products taken.
         interrupted: whether Ctrl-C ended the sampling early.
+
+    Raises:
+        ImportError: `plot()` without matplotlib.
+
+    Cost: two vectors of memory.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> curvature.diagonal(torch.diag(torch.arange(3.0)), num_matvecs=2).value
+        tensor([0., 1., 2.])
+
+    References:
+        Bekas, Kokiopoulou, Saad, An estimator for the diagonal of a matrix, Appl. Numer. Math. 57 (2007).
     """
 
     value: Tensor = field(repr=False)
@@ -173,6 +202,15 @@ def frobenius_norm(
         FloatingPointError: where the operator returns nan or inf.
 
     Cost: one product a sample; 2 p memory.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> curvature.frobenius_norm(torch.eye(4)).value
+        2.0
+
+    References:
+        Hutchinson, Comm. Statist. Simulation Comput. 19 (1990), applied to H^2.
     """
     H = as_operator(operator, size=size)
     _check_samples(num_matvecs)
@@ -209,6 +247,12 @@ def diagonal(
 
     References:
         Bekas, Kokiopoulou, Saad, An estimator for the diagonal of a matrix, Appl. Numer. Math. 57 (2007).
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> curvature.diagonal(torch.diag(torch.arange(3.0)), num_matvecs=2).standard_error
+        tensor([0., 0., 0.])
     """
     H = as_operator(operator, size=size)
     _check_samples(num_matvecs)

@@ -51,6 +51,8 @@ class FlatProjector:
 
     References:
         Wang et al., arXiv 2405.20763, Theorems 5.5 and 5.6.
+
+    Cost: two reads of the basis an application; `refresh` takes m products.
     """
 
     def __init__(

@@ -23,6 +23,21 @@ class Operator(ABC):
         size: number of coordinates p, at least 1.
         dtype: floating dtype of the flat vectors; half precisions are not accepted, since inner products need more.
         device: where the flat vectors live.
+
+    Raises:
+        ValueError: on a size below 1 or another dtype.
+
+    Cost: that of the products.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> H = curvature.as_operator(torch.eye(3))
+        >>> H @ torch.ones(3), H.num_matvecs
+        (tensor([1., 1., 1.]), 1)
+
+    References:
+        Golub, Van Loan, Matrix Computations (2013), chapter 10: methods that need products only.
     """
 
     #: largest difference between v_i.Hv_j and v_j.Hv_i, relative to the norm of H, that is taken for rounding

@@ -60,6 +60,16 @@ def power_iteration(
 
     Cost: k + 1 products an iteration, fewer as pairs are found; memory 2 (k + 1) p. `lanczos` takes far fewer products.
     Determinism: a seed gives the same result as far as the operator does.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> top = curvature.power_iteration(torch.diag(torch.tensor([4.0, 1.0, -9.0])))
+        >>> round(top.ritz_values.item(), 2)
+        4.0
+
+    References:
+        Saad, Numerical Methods for Large Eigenvalue Problems (2011), chapter 5: subspace iteration with deflation.
     """
     H = as_operator(operator, size=size)
     if not 1 <= k <= H.size:

@@ -22,7 +22,7 @@ __all__ = ["SpectralDensity", "spectral_density"]
 class SpectralDensity:
     """A smoothed density of eigenvalues, integrating to 1.
 
-    Attributes:
+    Args:
         grid: (n,), float64, where the density is given.
         density: (n,), float64.
         standard_error: (n,), of the density over the probes; nan with one probe.
@@ -31,6 +31,21 @@ class SpectralDensity:
         broadening: standard deviation of the Gaussian that stands for one eigenvalue.
         num_matvecs: products taken.
         interrupted: whether Ctrl-C ended the run early.
+
+    Raises:
+        ImportError: `plot()` without matplotlib.
+
+    Cost: the curves, on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> density = curvature.spectral_density(torch.diag(torch.tensor([1.0, 3.0])), num_probes=2)
+        >>> density.mean(torch.ones_like)[0]
+        1.0
+
+    References:
+        Ubaru, Chen, Saad, SIAM J. Matrix Anal. Appl. 38 (2017).
     """
 
     grid: Tensor = field(repr=False)
@@ -102,6 +117,13 @@ def spectral_density(
     References:
         Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIAM J. Matrix Anal. Appl. 38
         (2017).
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> density = curvature.spectral_density(torch.eye(30), num_probes=2)
+        >>> round(float(density.grid[density.density.argmax()]), 2)
+        1.0
     """
     H = as_operator(operator, size=size)
     counts = (("num_probes", num_probes, 1), ("num_steps", num_steps, 1), ("num_points", num_points, 2))

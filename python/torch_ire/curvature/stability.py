@@ -31,7 +31,7 @@ _LARGEST_KAPPA = 1e6
 class Stability:
     r"""Curvature against 2 / lr, before and after amplification.
 
-    Attributes:
+    Args:
         lr: eta.
         kappa: that of the question.
         limit: 2 / eta.
@@ -45,6 +45,21 @@ class Stability:
         kappa_max_sgd: (2 / eta - tr H) / tr_flat H, the bound of batch-1 SGD, with the same conventions.
         num_matvecs: products taken by all of it.
         eigenpairs: the leading pair, to start the next call from.
+
+    Raises:
+        ImportError: `plot()` without matplotlib.
+
+    Cost: the leading eigenvector.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> found = curvature.stability(torch.diag(torch.tensor([4.0, 1.0])), lr=0.1)
+        >>> found.stable_gd, found.limit
+        (True, 20.0)
+
+    References:
+        Wu, Ma, E, How SGD selects the global minima in over-parameterized learning, NeurIPS 2018.
     """
 
     lr: float
@@ -138,6 +153,13 @@ def stability(
     References:
         Wang et al., arXiv 2405.20763, section 5. Wu, Ma, E, How SGD selects the global minima in over-parameterized
         learning: a dynamical stability perspective, NeurIPS 2018.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> found = curvature.stability(torch.diag(torch.tensor([4.0, 1.0])), lr=0.1)
+        >>> round(found.kappa_max_gd, 2)
+        4.0
     """
     H = as_operator(operator, size=size)
     if not (math.isfinite(lr) and lr > 0):
@@ -174,6 +196,25 @@ def amplified_operator(operator: Operator, mask: Mask | None, kappa: float) -> O
         operator: H.
         mask: as for `stability`.
         kappa: at least 0.
+
+    Returns:
+        an `Operator` of the same size.
+
+    Raises:
+        ValueError: on a mask of another size.
+
+    Cost: one product of H and two applications of the mask or projector a product.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> H = curvature.as_operator(torch.eye(2))
+        >>> curvature.amplified_operator(H, torch.tensor([True, False]), 3.0).dense()
+        tensor([[4., 0.],
+                [0., 1.]])
+
+    References:
+        Wang et al., arXiv 2405.20763, section 5.
     """
     return _amplified(operator, _flat_part(operator, mask), kappa)
 

@@ -43,6 +43,14 @@ def displacement_projected_(
 
     References:
         Wang et al., arXiv:2405.20763, Algorithm 1 with the projector of Theorems 5.5 and 5.6.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import ops
+        >>> theta = torch.tensor([1.0, 1.0])
+        >>> ops.displacement_projected_([theta], [torch.zeros(2)], [torch.tensor([[1.0, 0.0]])], kappa=2.0)
+        >>> theta
+        tensor([1., 3.])
     """
     if not params:
         return

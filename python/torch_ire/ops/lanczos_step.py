@@ -39,6 +39,15 @@ def lanczos_step_(basis: Tensor, product: Tensor, *, count: int) -> Tensor:
 
     References:
         Parlett, The Symmetric Eigenvalue Problem (1998), sections 6.9 and 13.8: two passes are enough.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import ops
+        >>> basis = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+        >>> ops.lanczos_step_(basis, torch.tensor([3.0, 4.0]), count=1)
+        tensor([3., 4.], dtype=torch.float64)
+        >>> basis[1]
+        tensor([0., 1.])
     """
     step: Tensor = call("lanczos_step_", basis.device, basis, product, count=count)
     mark_mutated([basis, product])

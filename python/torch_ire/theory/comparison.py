@@ -15,7 +15,7 @@ __all__ = ["Comparison", "Curve", "Outcome", "print_table", "slope"]
 class Comparison:
     """One number that a run gave beside the one that theory gives.
 
-    Attributes:
+    Args:
         experiment: "A" to "D".
         quantity: what was measured.
         measured: its value.
@@ -44,7 +44,7 @@ class Comparison:
 class Curve:
     """A law to draw: measured points and the predicted line.
 
-    Attributes:
+    Args:
         panel: name of the picture's panel.
         label: legend entry.
         x: abscissae.
@@ -63,7 +63,7 @@ class Curve:
 class Outcome:
     """What an experiment found.
 
-    Attributes:
+    Args:
         comparisons: its lines of the table.
         curves: its lines of the picture.
         paths: trajectories (u, v) by name, for the picture of the toy.
@@ -99,8 +99,8 @@ def print_table(comparisons: Sequence[Comparison]) -> None:
         from rich.table import Table
     except ImportError:
         for line in comparisons:
-            numbers = f"{line.measured:>12.5g}{line.predicted:>12.5g}{100 * line.deviation:>+9.2f} %"
-            print(f"{line.experiment}  {line.quantity:<66}{numbers}  {'holds' if line.holds else 'off'}")
+            columns = f"{line.measured:>12.5g}{line.predicted:>12.5g}{100 * line.deviation:>+9.2f} %"
+            print(f"{line.experiment}  {line.quantity:<66}{columns}  {'holds' if line.holds else 'off'}")
         return
     table = Table(title="The theory of IRE, measured through the public optimizers")
     for heading in ("", "quantity", "measured", "predicted", "deviation", ""):

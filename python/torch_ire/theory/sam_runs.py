@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_ire.optim import SAMIRE
+from torch_ire.optim.arguments import Projector
 
-__all__ = ["CurvatureObject", "SamRun"]
+__all__ = ["SamRun"]
 
 Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-
-
-class CurvatureObject(Protocol):
-    """What an optimizer needs of an exact projector."""
-
-    def refresh(self) -> object:
-        """Follow the Hessian."""
-
-    def amplify_(self, params: Sequence[Tensor], previous: Sequence[Tensor], kappa: float) -> None:
-        """Theta <- theta + kappa P (theta - previous)."""
 
 
 class SamRun:
@@ -55,21 +46,21 @@ class SamRun:
         diagonal: Gradient | None = None,
         gamma: float = 0.5,
         mask_interval: int = 10**9,
-        projector: CurvatureObject | None = None,
+        projector: Projector | None = None,
         seed: int = 0,
     ) -> None:
         self.params = [p.requires_grad_() for p in params]
         self._gradient, self._diagonal = gradient, diagonal
-        self._projector, self._kappa = projector, kappa
         self._two_passes = perturbation == "gradient"
         self._optimizer = SAMIRE(
             self.params,
             lr=lr,
             rho=rho,
             perturbation=perturbation,
-            kappa=0.0 if projector is not None else kappa,
+            kappa=kappa,
             gamma=gamma,
             mask_interval=mask_interval,
+            curvature=projector if projector is not None else "fisher",
             seed=seed,
         )
 
@@ -84,14 +75,11 @@ class SamRun:
             diagonal = self._diagonal
             self._set_gradients(lambda params: [h.sqrt() for h in diagonal(params)])
             self._optimizer.update_mask()
-        previous = [p.detach().clone() for p in self.params] if self._projector is not None else []
         if self._two_passes:
             self._set_gradients(self._gradient)
         self._optimizer.first_step()
         self._set_gradients(self._gradient)
         self._optimizer.second_step()
-        if self._projector is not None:
-            self._projector.amplify_(self.params, previous, self._kappa)
 
     def drift(self, steps: int, measured: Tensor, held: Tensor) -> Tensor:
         """Mean change of `measured` a step, put back to `held` after each: the drift at a point.
