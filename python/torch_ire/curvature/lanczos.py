@@ -79,7 +79,7 @@ def lanczos(
     Example:
         >>> import torch
         >>> from torch_ire import curvature
-        >>> top = curvature.lanczos(torch.diag(torch.arange(50.0)), k=2)
+        >>> top = curvature.lanczos(torch.diag(torch.arange(50.0)), k=2, tol=1e-6)
         >>> [round(x, 2) for x in top.ritz_values.tolist()]
         [49.0, 48.0]
 

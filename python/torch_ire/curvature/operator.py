@@ -126,6 +126,15 @@ class CallableOperator(Operator):
         dtype: float32 or float64.
         device: where the vectors live.
 
+    Raises:
+        ValueError: on a size below 1 or another dtype.
+        TypeError: at a product, where the function returns no tensor.
+
+    Cost: that of the function.
+
+    References:
+        Golub, Van Loan, Matrix Computations (2013), chapter 10: methods that need products only.
+
     Example:
         >>> import torch
         >>> from torch_ire.curvature import CallableOperator
@@ -165,6 +174,17 @@ def as_operator(source: Any, *, size: int | None = None) -> Operator:
     Raises:
         ValueError: where the operator is not square, or a callable comes without `size`.
         TypeError: where nothing can be made of `source`.
+
+    Cost: none; a half-precision matrix is widened once.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import curvature
+        >>> curvature.as_operator(lambda v: 2 * v, size=3).matvec(torch.ones(3))
+        tensor([2., 2., 2.])
+
+    References:
+        Golub, Van Loan, Matrix Computations (2013), chapter 10: methods that need products only.
     """
     if isinstance(source, Operator):
         return source

@@ -21,6 +21,11 @@ class Comparison:
         measured: its value.
         predicted: that of the closed form.
         tolerance: relative deviation that the closed form's own error and the noise of the run allow.
+
+    Example:
+        >>> from torch_ire.theory import Comparison
+        >>> Comparison("A", "u", 1.01, 1.0, 0.02).holds
+        True
     """
 
     experiment: str
@@ -50,6 +55,11 @@ class Curve:
         x: abscissae.
         measured: ordinates measured.
         predicted: ordinates predicted.
+
+    Example:
+        >>> from torch_ire.theory import Curve
+        >>> Curve("toy", "a law", [1, 10], [1, 10], [1, 10]).label
+        'a law'
     """
 
     panel: str
@@ -67,6 +77,13 @@ class Outcome:
         comparisons: its lines of the table.
         curves: its lines of the picture.
         paths: trajectories (u, v) by name, for the picture of the toy.
+
+    Example:
+        >>> from torch_ire.theory import Outcome
+        >>> outcome = Outcome()
+        >>> outcome.compare("A", "u", 1.01, 1.0, 0.02)
+        >>> len(outcome.comparisons)
+        1
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
@@ -85,7 +102,20 @@ class Outcome:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Least-squares slope of log y over log x: the exponent of a power law."""
+    """Least-squares slope of log y over log x: the exponent of a power law.
+
+    Args:
+        x: positive numbers.
+        y: as many positive numbers.
+
+    Returns:
+        the exponent.
+
+    Example:
+        >>> from torch_ire.theory import slope
+        >>> round(slope([1, 2, 4], [3, 12, 48]), 6)
+        2.0
+    """
     log_x = torch.tensor([math.log(value) for value in x], dtype=torch.float64)
     log_y = torch.tensor([math.log(value) for value in y], dtype=torch.float64)
     centred = log_x - log_x.mean()
@@ -93,7 +123,15 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def print_table(comparisons: Sequence[Comparison]) -> None:
-    """Every comparison on standard output: as a rich table where rich is installed, else in columns."""
+    """Every comparison on standard output: as a rich table where rich is installed, else in columns.
+
+    Args:
+        comparisons: the lines, in order.
+
+    Example:
+        >>> from torch_ire.theory import Comparison, print_table
+        >>> print_table([Comparison("A", "u", 1.01, 1.0, 0.02)])  # doctest: +SKIP
+    """
     try:
         from rich.console import Console
         from rich.table import Table

@@ -32,6 +32,11 @@ def draw(outcome: Outcome, path: str | Path | None = None) -> Any:
 
     Raises:
         ImportError: without matplotlib.
+
+    Example:
+        >>> from torch_ire.theory import Curve, Outcome, draw
+        >>> len(draw(Outcome(curves=[Curve("toy", "a law", [1, 10], [1, 10], [1, 10])])).axes)
+        1
     """
     try:
         from matplotlib.figure import Figure

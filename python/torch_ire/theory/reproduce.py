@@ -31,6 +31,10 @@ def reproduce(picture: str | Path | None = None, *, quick: bool = False, seed: i
         what was found; `all(line.holds for line in outcome.comparisons)` is the theory confirmed.
 
     Determinism: a seed gives the same numbers.
+
+    Example:
+        >>> from torch_ire.theory import reproduce
+        >>> found = reproduce("torch-ire-theory.png")  # doctest: +SKIP
     """
     jobs = [(name, quick, seed) for name in ("average_sam", "single_sample_sam", "curved_manifold", "toy")]
     if processes > 1:
