@@ -78,6 +78,26 @@ def _flat_mask_(s: Sample) -> Call:
     return (s.masks(), s.normals(), s.number(0.5)), {"score": "abs"}
 
 
+def _bases(s: Sample, rows: int) -> list[Tensor]:
+    """The columns of one matrix that belong to each tensor; float64, or float32 along the rest."""
+    sizes = [torch.Size(shape).numel() for shape in SHAPES]
+    return list(torch.split(s.normal((rows, sum(sizes)), s.opmath) / 10, sizes, dim=1))
+
+
+def _project_out(s: Sample) -> Call:
+    return (s.normals(), _bases(s, 5), s.normal((5, 5), s.opmath)), {}
+
+
+def _displacement_projected_(s: Sample) -> Call:
+    keywords = {"kappa": 2.0, "decay": 0.01, "gram_inverse": s.normal((5, 5), s.opmath)}
+    return (s.normals(), s.normals(), _bases(s, 5)), keywords
+
+
+def _lanczos_step_(s: Sample) -> Call:
+    basis = torch.linalg.qr(s.normal((9, 40), s.opmath).T).Q.T.contiguous()
+    return (basis, s.normal((40,), s.opmath)), {"count": 6}
+
+
 def _sample_labels(s: Sample) -> Call:
     return (s.normal((6, 11)),), {"seed": 1, "offset": 2}
 
@@ -85,12 +105,15 @@ def _sample_labels(s: Sample) -> Call:
 # operator -> arguments of a call in which every hyperparameter matters
 OPERATORS: dict[str, Callable[[Sample], Call]] = {
     "displacement_flat_": _displacement_flat_,
+    "displacement_projected_": _displacement_projected_,
     "flat_mask_": _flat_mask_,
     "fused_adamw_flat_": _fused_adamw_flat_,
     "fused_sgd_flat_": _fused_sgd_flat_,
     "global_norm": _global_norm,
     "hessian_diag_": _hessian_diag_,
     "kth_value": _kth_value,
+    "lanczos_step_": _lanczos_step_,
+    "project_out": _project_out,
     "sam_perturb_": _sam_perturb_,
     "sample_labels": _sample_labels,
 }

@@ -42,6 +42,18 @@ TORCH_IRE_LIBRARY(m) {
   // bit = score is finite and score <= threshold
   m.def("flat_mask_(Tensor(a!)[] flat_masks, Tensor[] scores, Tensor threshold, *, str score=\"value\") -> ()");
 
+  // Exact projector. `bases` holds the columns of Q that belong to each tensor, (m, numel) with the same m.
+  // gram_inverse = (Q Q^T)^-1 where the rows of Q are not orthonormal.
+  // v - Q^T Q v
+  m.def("project_out(Tensor[] vectors, Tensor[] bases, Tensor? gram_inverse=None) -> Tensor[]");
+  // theta += kappa (I - Q^T Q) (theta - (1 - decay) previous)
+  m.def(
+      "displacement_projected_(Tensor(a!)[] params, Tensor[] previous, Tensor[] bases, *, float kappa, float decay=0., "
+      "Tensor? gram_inverse=None) -> ()");
+  // Orthogonalises `product` against the first `count` rows of `basis` twice and writes it, normalised, to the next
+  // row, if there is one; returns the `count` coefficients and the norm.
+  m.def("lanczos_step_(Tensor(a!) basis, Tensor(b!) product, *, int count) -> Tensor");
+
   // One label a row from softmax(logits), and the row's logsumexp from the same read.
   m.def("sample_labels(Tensor logits, *, int seed, int offset) -> (Tensor labels, Tensor logsumexp)");
 }

@@ -1,0 +1,72 @@
+#include "kernels/lanczos_step.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+
+#include "ops/basis.h"
+
+namespace torch_ire {
+namespace {
+
+void check_lanczos_step(const Tensor& basis, const Tensor& product, int64_t count) {
+  constexpr const char* op = "lanczos_step_";
+  const ScalarType dtype = basis.scalar_type();
+  TORCH_IRE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
+                  "basis: expected dtype float32 or float64, got ", name_of(dtype));
+  TORCH_IRE_CHECK(basis.dim() == 2 && basis.is_contiguous(), op, "basis: expected a contiguous matrix, got ",
+                  shape_of(basis));
+  TORCH_IRE_CHECK(product.scalar_type() == dtype && device_name(product) == device_name(basis) && product.dim() == 1 &&
+                      product.numel() == basis.size(1) && product.is_contiguous(),
+                  op, "product: expected ", basis.size(1), " contiguous elements of ", name_of(dtype), " on ",
+                  device_name(basis), ", got ", shape_of(product), " of ", name_of(product.scalar_type()), " on ",
+                  device_name(product));
+  TORCH_IRE_CHECK(count >= 1 && count <= basis.size(0), op, "count: expected 1 to ", basis.size(0), ", got ", count);
+}
+
+template <class T>
+void step(const Tensor& basis, const Tensor& product, int64_t count, double* result) {
+  const int64_t size = product.numel();
+  T* w = data_of<T>(product);
+  T* data = data_of<T>(basis);
+  const BasisSpan<const T> v{data, size, count};
+  const TensorList list{product};
+  const size_t m = static_cast<size_t>(count);
+
+  const auto first = sum_over_chunks(list, count, [&](size_t, int64_t begin, int64_t end, double* out) {
+    lanczos_step_overlaps_range_cpu<T>(w, v, begin, end, out);
+  });
+  const std::vector<T> c1(first.begin(), first.end());
+  const auto second = sum_over_chunks(list, count, [&](size_t, int64_t begin, int64_t end, double* out) {
+    lanczos_step_subtract_range_cpu<T>(w, v, c1.data(), begin, end, out);
+  });
+  const std::vector<T> c2(second.begin(), second.end());
+  const auto squares = sum_over_chunks(list, 1, [&](size_t, int64_t begin, int64_t end, double* out) {
+    *out = lanczos_step_finish_range_cpu<T>(w, v, c2.data(), begin, end);
+  });
+  const double norm = std::sqrt(squares[0]);
+  for (size_t r = 0; r < m; ++r) result[r] = first[r] + second[r];
+  result[m] = norm;
+  if (count == basis.size(0)) return;
+  parallel_over_list(list, [&](size_t, int64_t begin, int64_t end) {
+    lanczos_step_scale_range_cpu<T>(w, data + count * size, static_cast<T>(1.0 / norm), begin, end);
+  });
+}
+
+Tensor lanczos_step_cpu(const Tensor& basis, const Tensor& product, int64_t count) {
+  check_lanczos_step(basis, product, count);
+  Tensor result = torch::stable::new_empty(basis, {count + 1}, ScalarType::Double);
+  if (basis.scalar_type() == ScalarType::Double)
+    step<double>(basis, product, count, data_of<double>(result));
+  else
+    step<float>(basis, product, count, data_of<double>(result));
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_ire, CPU, m) {
+  m.impl("lanczos_step_", TORCH_BOX(&lanczos_step_cpu));
+}
+
+}  // namespace torch_ire

@@ -1,0 +1,35 @@
+"""Seeded random vectors: the same ones on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_ire.curvature.operator import Operator
+
+__all__ = ["ProbeSource"]
+
+
+class ProbeSource:
+    """Draws random vectors for an operator from a generator of its own.
+
+    The generator runs on the CPU, so a seed means the same vectors whatever the device, and torch's global random
+    state is never touched.
+
+    Args:
+        operator: gives length, dtype and device.
+        seed: any integer.
+    """
+
+    def __init__(self, operator: Operator, seed: int) -> None:
+        self._size, self._dtype, self._device = operator.size, operator.dtype, operator.device
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def gaussian(self) -> Tensor:
+        """(p,), independent N(0, 1) coordinates."""
+        return torch.randn(self._size, generator=self._generator, dtype=self._dtype).to(self._device)
+
+    def rademacher(self) -> Tensor:
+        """(p,), independent coordinates of +1 or -1."""
+        bits = torch.randint(0, 2, (self._size,), generator=self._generator, dtype=torch.int8)
+        return bits.mul_(2).sub_(1).to(device=self._device, dtype=self._dtype)

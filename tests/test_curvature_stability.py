@@ -1,0 +1,165 @@
+"""Stability limits against dense matrices and against what the iteration does; tracking during training."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import matplotlib as mpl
+import pytest
+import torch
+
+from curvature_problems import linspace, rotated
+from torch_ire.curvature import (
+    FlatProjector,
+    HessianOperator,
+    SharpnessTracker,
+    amplified_operator,
+    as_operator,
+    stability,
+)
+
+mpl.use("Agg")
+
+
+def quadratic():
+    matrix = rotated([15.0, 8.0, 3.0, *linspace(0.1, 1, 5)])
+    mask = torch.tensor([True, False, True, True, False, True, True, True])
+    return matrix, mask
+
+
+def dense_sharpness(matrix, mask, kappa):
+    root = torch.diag((1 + kappa * mask.double()).sqrt())
+    return float(torch.linalg.eigvalsh(root @ matrix @ root)[-1])
+
+
+def test_amplified_operator():
+    matrix, mask = quadratic()
+    root = torch.diag((1 + 3.0 * mask.double()).sqrt())
+    torch.testing.assert_close(amplified_operator(as_operator(matrix), mask, 3.0).dense(), root @ matrix @ root)
+    projector = FlatProjector.from_operator(matrix, 2, tol=1e-10)
+    values = torch.linalg.eigvalsh(amplified_operator(as_operator(matrix), projector, 3.0).dense())
+    expected = torch.linalg.eigvalsh(matrix) * torch.tensor([4.0] * 6 + [1.0, 1.0])
+    torch.testing.assert_close(values, expected.sort().values, rtol=1e-4, atol=1e-6)
+
+
+def test_limits_equal_the_dense_ones():
+    matrix, mask = quadratic()
+    found = stability(matrix, lr=0.1, kappa=2.0, mask=mask, tol=1e-8)
+    assert found.limit == pytest.approx(20.0)
+    assert found.lambda_max == pytest.approx(15.0)
+    assert found.lambda_max_amplified == pytest.approx(dense_sharpness(matrix, mask, 2.0), rel=1e-5)
+    assert found.trace.value == pytest.approx(float(matrix.trace()), rel=1e-5)
+    flat_trace = float(matrix.diagonal()[mask].sum())
+    assert found.trace_flat.value == pytest.approx(flat_trace, rel=1e-5)
+    assert found.trace_amplified == pytest.approx(float(matrix.trace()) + 2.0 * flat_trace, rel=1e-5)
+    assert found.kappa_max_sgd == 0.0  # the trace is over the limit already
+    smaller = stability(matrix, lr=0.05, kappa=2.0, mask=mask)
+    assert smaller.kappa_max_sgd == pytest.approx((40 - float(matrix.trace())) / flat_trace, rel=1e-4)
+
+
+def test_kappa_max_is_where_gradient_descent_turns_unstable():
+    matrix, mask = quadratic()
+    critical = stability(matrix, lr=0.1, mask=mask, tol=1e-8).kappa_max_gd
+    assert dense_sharpness(matrix, mask, critical) == pytest.approx(20.0, rel=2e-3)
+
+    def grows(kappa):
+        theta = torch.ones(8, dtype=torch.float64)
+        for _ in range(3000):
+            theta = theta - 0.1 * (1 + kappa * mask.double()) * (matrix @ theta)
+        return float(theta.norm()) > 1e3
+
+    assert grows(1.02 * critical)
+    assert not grows(0.98 * critical)
+
+
+def test_extremes():
+    matrix, mask = quadratic()
+    unstable = stability(matrix, lr=1.0, mask=mask)
+    assert not unstable.stable_gd
+    assert not unstable.stable_sgd
+    assert unstable.kappa_max_gd == 0.0
+    nothing_flat = stability(matrix, lr=0.1, kappa=5.0, mask=torch.zeros(8, dtype=torch.bool))
+    assert nothing_flat.kappa_max_gd == math.inf
+    assert nothing_flat.lambda_max_amplified == pytest.approx(15.0, rel=1e-3)
+    all_flat = stability(matrix, lr=0.1, kappa=0.2)
+    assert all_flat.lambda_max_amplified == pytest.approx(18.0, rel=1e-3)
+    assert all_flat.kappa_max_gd == pytest.approx(20.0 / 15.0 - 1, rel=1e-2)
+
+
+def test_masks_in_every_form_and_the_report():
+    matrix, mask = quadratic()
+    whole = stability(matrix, lr=0.1, kappa=1.0, mask=mask)
+    pieces = stability(matrix, lr=0.1, kappa=1.0, mask=[mask[:4].reshape(2, 2), mask[4:]])
+    assert pieces.lambda_max_amplified == whole.lambda_max_amplified
+    exact = stability(matrix, lr=0.1, kappa=3.0, mask=FlatProjector.from_operator(matrix, 1, tol=1e-9), tol=1e-8)
+    assert exact.lambda_max_amplified == pytest.approx(32.0, rel=1e-3)
+    assert exact.kappa_max_gd == pytest.approx(20 / 8 - 1, rel=2e-3)
+    text = str(exact)
+    assert "UNSTABLE" in text
+    assert "kappa_max" in text
+    assert exact.plot().get_title()
+    again = stability(matrix, lr=0.1, warm_start=whole.eigenpairs)
+    assert again.lambda_max == pytest.approx(15.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": 0.0}, "lr"),
+        ({"lr": 0.1, "kappa": -1.0}, "kappa"),
+        ({"lr": 0.1, "mask": torch.ones(5, dtype=torch.bool)}, "8 bools"),
+        ({"lr": 0.1, "mask": torch.ones(8)}, "8 bools"),
+        ({"lr": 0.1, "mask": FlatProjector(torch.eye(5)[:1])}, "size 8"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        stability(quadratic()[0], **arguments)
+
+
+class Writer:
+    def __init__(self):
+        self.scalars = []
+
+    def add_scalar(self, name, value, step):
+        self.scalars.append((name, value, step))
+
+
+def test_tracker(tmp_path):
+    theta = torch.tensor([1.0, 2.0, 0.5], requires_grad=True)
+    H = HessianOperator(lambda: (theta**4).sum(), [theta])
+    writer, path = Writer(), tmp_path / "sharpness.csv"
+    rate = [0.1]
+    tracker = SharpnessTracker(
+        H, every=5, k=2, trace_matvecs=9, lr=lambda: rate[0], csv_path=path, writer=writer, tol=1e-4
+    )
+    for step in range(11):
+        record = tracker.update(step)
+        assert (record is not None) == (step % 5 == 0)
+        with torch.no_grad():
+            theta.mul_(0.99)
+        rate[0] *= 0.9
+    assert [r.step for r in tracker.history] == [0, 5, 10]
+    for record, decay in zip(tracker.history, (1.0, 0.99**5, 0.99**10), strict=True):
+        assert record.lambda_max == pytest.approx(48.0 * decay**2, rel=1e-3)
+        assert record.trace == pytest.approx((48.0 + 12.0 + 3.0) * decay**2, rel=1e-3)
+    assert tracker.history[1].limit == pytest.approx(20.0 / 0.9**5)
+    assert tracker.ritz_values[1] == pytest.approx(12.0 * 0.99**20, rel=1e-3)
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(r["lambda_max"]) for r in rows] == [r.lambda_max for r in tracker.history]
+    assert {name for name, _, _ in writer.scalars} == {"curvature/lambda_max", "curvature/limit", "curvature/trace"}
+    assert tracker.plot().get_ylabel() == "curvature"
+
+
+def test_tracker_alone_and_wrong():
+    theta = torch.tensor([1.0], requires_grad=True)
+    tracker = SharpnessTracker(HessianOperator(lambda: (theta**2).sum(), [theta]), every=1)
+    assert tracker.ritz_values == []
+    record = tracker.measure(3)
+    assert record.lambda_max == pytest.approx(2.0)
+    assert math.isnan(record.limit)
+    assert math.isnan(record.trace)
+    with pytest.raises(ValueError, match="every"):
+        SharpnessTracker(HessianOperator(lambda: (theta**2).sum(), [theta]), every=0)
