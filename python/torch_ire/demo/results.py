@@ -1,0 +1,220 @@
+"""From runs to rows: the best learning rate of each method, means and spreads, and what they allow to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from statistics import fmean, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torch_ire.demo.config import Method, Part
+from torch_ire.demo.training import Run
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean and sample standard deviation over the seeds; no deviation (None) from a single seed."""
+
+    mean: float
+    std: float | None
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> Estimate:
+        """The estimate from one value a seed."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at the learning rate that did best on the validation split.
+
+    Args:
+        method: which.
+        lr: that learning rate.
+        runs: one a seed.
+        score: the part's metric on the test split.
+        traces: Hessian trace of each run.
+        seconds_per_step: over the runs of every learning rate.
+        optimizer_bytes: bytes a parameter.
+    """
+
+    method: Method
+    lr: float
+    runs: tuple[Run, ...]
+    score: Estimate
+    traces: tuple[float, ...]
+    seconds_per_step: float
+    optimizer_bytes: float
+
+    @property
+    def trace(self) -> Estimate:
+        """Hessian trace over the seeds."""
+        return Estimate.over(self.traces)
+
+
+@dataclass(frozen=True)
+class PartResults:
+    """Everything that one part measured.
+
+    Args:
+        part: its settings.
+        rows: one a method, in the order of ``part.methods``.
+        runs: of every method and learning rate, one a seed.
+        resolution: smallest difference of the metric that the test split can show.
+    """
+
+    part: Part
+    rows: tuple[Row, ...]
+    runs: Mapping[tuple[Method, float], tuple[Run, ...]]
+    resolution: float
+
+    def row(self, method: Method) -> Row:
+        """The row of a method."""
+        (found,) = (row for row in self.rows if row.method == method)
+        return found
+
+
+def best_runs(part: Part, runs: Sequence[Run]) -> dict[Method, tuple[Run, ...]]:
+    """The runs of each method at its best learning rate: best mean over the seeds, on the validation split.
+
+    A learning rate at which any seed diverged is the last choice; between equals the smaller one wins.
+    """
+    by_setting = _by_setting(runs)
+    best = {}
+    for method in part.methods:
+        candidates = [by_setting[method, lr] for lr in part.lrs]
+        best[method] = min(candidates, key=lambda at_lr: _penalty(part, fmean(run.curve[-1] for run in at_lr)))
+    return best
+
+
+def collect(part: Part, runs: Sequence[Run], traces: Mapping[Method, Sequence[float]], resolution: float) -> PartResults:
+    """The results of a part from all its runs and the traces of the best ones."""
+    rows = []
+    for method, at_best in best_runs(part, runs).items():
+        mine = [run for run in runs if run.job.method == method]
+        rows.append(
+            Row(
+                method=method,
+                lr=at_best[0].job.lr,
+                runs=at_best,
+                score=Estimate.over([run.test for run in at_best]),
+                traces=tuple(traces[method]),
+                seconds_per_step=float(np.median([run.seconds_per_step for run in mine])),
+                optimizer_bytes=max(run.optimizer_bytes for run in mine),
+            )
+        )
+    return PartResults(part, tuple(rows), _by_setting(runs), resolution)
+
+
+def mean_curve(runs: Sequence[Run]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Steps, mean and standard deviation over the seeds of the validation metric; the deviation of one seed is 0."""
+    curves = np.array([run.curve for run in runs], dtype=np.float64)
+    deviation = curves.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(curves.shape[1])
+    return np.array(runs[0].curve_steps, dtype=np.float64), curves.mean(axis=0), deviation
+
+
+class Outcome(Enum):
+    """What the seeds allow to say about IRE on one optimizer."""
+
+    HELPED = "helped"
+    LARGER_STEP = "no better than a random mask"
+    NO_GAIN = "no gain"
+    HARMED = "did harm"
+    UNKNOWN = "one seed, no verdict"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An enhanced method against both of its controls.
+
+    Args:
+        row, base, random: the three rows.
+        outcome: at the best learning rate of each.
+        ahead_at: learning rates at which the method beats both controls run at that same rate.
+        behind_at: learning rates at which the base run at that same rate beats the method.
+        flatter: True or False where the Hessian traces of method and base differ beyond the seeds, else None.
+    """
+
+    row: Row
+    base: Row
+    random: Row
+    outcome: Outcome
+    ahead_at: tuple[float, ...]
+    behind_at: tuple[float, ...]
+    flatter: bool | None
+
+
+def compare(better: Estimate, worse: Estimate, higher_is_better: bool, resolution: float) -> int:
+    """+1 if the first beats the second by more than the seeds spread, -1 if it loses by more, else 0.
+
+    The spread is the larger of the two standard deviations, and at least ``resolution``. Anything finite beats what
+    diverged. Without deviations (one seed) nothing can be said: 0.
+    """
+    finite = np.isfinite([better.mean, worse.mean])
+    if not finite.all():
+        return int(finite[0]) - int(finite[1])
+    if better.std is None or worse.std is None:
+        return 0
+    gain = (better.mean - worse.mean) * (1 if higher_is_better else -1)
+    spread = max(better.std, worse.std, resolution)
+    return int(gain > spread) - int(gain < -spread)
+
+
+def judge(results: PartResults) -> list[Verdict]:
+    """One verdict for each enhanced method of a part."""
+    part = results.part
+
+    def beats(first: Estimate, second: Estimate) -> int:
+        return compare(first, second, part.higher_is_better, results.resolution)
+
+    verdicts = []
+    for method in (m for m in part.methods if m.role == "enhanced"):
+        base, random = part.control(method, "base"), part.control(method, "random")
+        row, base_row, random_row = results.row(method), results.row(base), results.row(random)
+        ahead, behind = [], []
+        for lr in part.lrs:
+            at_lr = {m: Estimate.over([run.test for run in results.runs[m, lr]]) for m in (method, base, random)}
+            if beats(at_lr[method], at_lr[base]) > 0 and beats(at_lr[method], at_lr[random]) > 0:
+                ahead.append(lr)
+            if beats(at_lr[method], at_lr[base]) < 0:
+                behind.append(lr)
+        flatness = compare(row.trace, base_row.trace, higher_is_better=False, resolution=0.0)
+        verdicts.append(
+            Verdict(
+                row=row,
+                base=base_row,
+                random=random_row,
+                outcome=_outcome(row.score, beats(row.score, base_row.score), beats(row.score, random_row.score)),
+                ahead_at=tuple(ahead),
+                behind_at=tuple(behind),
+                flatter=None if flatness == 0 else flatness > 0,
+            )
+        )
+    return verdicts
+
+
+def _outcome(score: Estimate, against_base: int, against_random: int) -> Outcome:
+    if score.std is None:
+        return Outcome.UNKNOWN
+    if against_base < 0:
+        return Outcome.HARMED
+    if against_base == 0:
+        return Outcome.NO_GAIN
+    return Outcome.HELPED if against_random > 0 else Outcome.LARGER_STEP
+
+
+def _by_setting(runs: Sequence[Run]) -> dict[tuple[Method, float], tuple[Run, ...]]:
+    settings: dict[tuple[Method, float], tuple[Run, ...]] = {}
+    for run in runs:
+        key = run.job.method, run.job.lr
+        settings[key] = (*settings.get(key, ()), run)
+    return settings
+
+
+def _penalty(part: Part, metric: float) -> float:
+    if not np.isfinite(metric):
+        return float("inf")
+    return -metric if part.higher_is_better else metric
