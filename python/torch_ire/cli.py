@@ -75,7 +75,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config(arguments: argparse.Namespace) -> int:
+def _config(_: argparse.Namespace) -> int:
     import torch_ire
 
     torch_ire.show_config()

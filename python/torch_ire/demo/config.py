@@ -48,7 +48,6 @@ class Part:
         clip_norm: largest norm of the training gradient; None to leave it.
         rho: radius of SAM.
         kappa, gamma, mask_interval: of IRE, the same for every method that has it.
-        label_noise: share of the training labels that are replaced by a random digit.
         width: of the model.
         num_layers, num_heads, context: of the Transformer.
     """
@@ -74,7 +73,6 @@ class Part:
     kappa: float = 2.0
     gamma: float = 0.8
     mask_interval: int = 10
-    label_noise: float = 0.0
     num_layers: int = 0
     num_heads: int = 0
     context: int = 0
@@ -100,12 +98,12 @@ DIGITS = Part(
         Method("SAM, random mask", "sam", "random", "random"),
     ),
     lrs=(0.03, 0.1, 0.3),
-    steps=200,
+    steps=160,
     batch_size=64,
     evaluate_every=20,
     warmup_steps=20,
     weight_decay=5e-4,
-    width=8,
+    width=12,
 )
 
 TEXT = Part(
@@ -123,7 +121,7 @@ TEXT = Part(
     lrs=(2.5e-3, 5e-3, 1e-2, 2e-2),
     steps=300,
     batch_size=24,
-    evaluate_every=30,
+    evaluate_every=50,
     warmup_steps=30,
     weight_decay=0.1,
     clip_norm=1.0,
@@ -151,11 +149,11 @@ class Plan:
     caution: str = ""
 
 
-FULL = Plan(parts=(DIGITS, TEXT), seeds=3, probes=8)
+FULL = Plan(parts=(DIGITS, TEXT), seeds=3, probes=6)
 QUICK = Plan(
     parts=(
         replace(DIGITS, lrs=(0.03, 0.1), steps=60, evaluate_every=10, warmup_steps=10),
-        replace(TEXT, lrs=(5e-3, 1e-2), steps=100, evaluate_every=10, warmup_steps=10),
+        replace(TEXT, lrs=(5e-3, 1e-2), steps=100, evaluate_every=20, warmup_steps=10),
     ),
     seeds=2,
     probes=4,

@@ -47,8 +47,8 @@ class Split:
     def spread(self, most: int) -> tuple[Tensor, Tensor]:
         """At most ``most`` examples, evenly spread over the split; windows do not overlap."""
         starts = torch.arange(0, len(self), max(self.window, 1))
-        stride = max(1, -(-len(starts) // most))
-        return self.examples(starts[::stride])
+        chosen = torch.linspace(0, len(starts) - 1, min(most, len(starts))).long()
+        return self.examples(starts[chosen])
 
 
 @dataclass(frozen=True)
@@ -60,35 +60,27 @@ class Dataset:
     test: Split
 
 
-def load_digits(label_noise: float = 0.0) -> Dataset:
-    """scikit-learn's 1797 handwritten digits of 8x8 pixels: 600 to train, 400 to validate, 797 to test.
-
-    Args:
-        label_noise: share of the training labels, in [0, 1], that are replaced by a digit drawn at random.
-    """
+def load_digits() -> Dataset:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels: 600 to train, 400 to validate, 797 to test."""
     from sklearn.datasets import load_digits as load
 
     pixels, digits = load(return_X_y=True)
     images = (pixels.astype(np.float32) / 16.0 - 0.3).reshape(-1, 1, 8, 8)
-    # The split and the wrong labels are part of the data: the same for every method and every seed.
-    generator = np.random.default_rng(2405)
-    order = generator.permutation(len(images))
+    # The split is part of the data: the same for every method and every seed.
+    order = np.random.default_rng(2405).permutation(len(images))
     images, labels = images[order], digits[order].astype(np.int64)
-    train_labels = labels[:600].copy()
-    wrong = generator.random(600) < label_noise
-    train_labels[wrong] = generator.integers(0, 10, int(wrong.sum()))
     return Dataset(
-        train=Split(images[:600], train_labels),
+        train=Split(images[:600], labels[:600]),
         validation=Split(images[600:1000], labels[600:1000]),
         test=Split(images[1000:], labels[1000:]),
     )
 
 
 def encode(text: str) -> NDArray[np.uint8]:
-    """Characters as numbers below ``VOCABULARY``.
+    r"""Characters as numbers below ``VOCABULARY``.
 
     Example:
-        >>> encode("a b\\n")
+        >>> encode("a b\n")
         array([66,  1, 67,  0], dtype=uint8)
     """
     points = np.array([ord(character) for character in text], dtype=np.int64)
@@ -128,4 +120,4 @@ def split_text(text: str, window: int) -> Dataset:
 
 def load(part: Part) -> Dataset:
     """The data of a part."""
-    return load_digits(part.label_noise) if part.name == "digits" else load_text(part.context)
+    return load_digits() if part.name == "digits" else load_text(part.context)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 
 class ResidualBlock(nn.Module):
@@ -27,15 +27,16 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+        """Shape ``(batch, out_channels, height / stride, width / stride)``."""
+        inner = relu(self.norm1(self.conv1(x)))
+        return relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
 class DigitsResNet(nn.Module):
-    """A ResNet for 8x8 images: one convolution, three residual blocks, global average pooling, ten logits.
+    """A ResNet for 8x8 images: one convolution, two residual blocks, global average pooling, ten logits.
 
     Args:
-        width: channels of the first block; the second and third have twice and four times as many.
+        width: channels of the first block; the second has twice as many.
 
     Example:
         >>> import torch
@@ -47,16 +48,12 @@ class DigitsResNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        self.blocks = nn.Sequential(
-            ResidualBlock(width, width),
-            ResidualBlock(width, 2 * width, stride=2),
-            ResidualBlock(2 * width, 4 * width, stride=2),
-        )
-        self.head = nn.Linear(4 * width, 10)
+        self.blocks = nn.Sequential(ResidualBlock(width, width), ResidualBlock(width, 2 * width, stride=2))
+        self.head = nn.Linear(2 * width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape ``(batch, 10)`` from images of shape ``(batch, 1, 8, 8)``."""
-        features = self.blocks(F.relu(self.norm(self.stem(images))))
+        features = self.blocks(relu(self.norm(self.stem(images))))
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits
 
@@ -83,6 +80,7 @@ class CausalSelfAttention(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The shape of ``x``, ``(batch, length, width)`` with ``length`` at most ``context``."""
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-1, -2) * (width // self.num_heads) ** -0.5 + self.bias[:, :length, :length]
@@ -92,7 +90,10 @@ class CausalSelfAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and a four times wider GELU layer, each added to its input."""
+    """Pre-norm attention and a four times wider layer, each added to its input.
+
+    The wider layer has squared ReLUs (Primer, So et al. 2021): cheaper than GELU on a CPU, and a lower loss here.
+    """
 
     def __init__(self, width: int, num_heads: int, context: int) -> None:
         super().__init__()
@@ -103,8 +104,9 @@ class TransformerBlock(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The shape of ``x``, ``(batch, length, width)``."""
         x = x + self.attention(self.norm1(x))
-        inner: Tensor = self.narrow(F.gelu(self.widen(self.norm2(x)), approximate="tanh"))
+        inner: Tensor = self.narrow(relu(self.widen(self.norm2(x))).square())
         return x + inner
 
 

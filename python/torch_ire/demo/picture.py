@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from torch_ire.demo.config import Method
 from torch_ire.demo.results import Estimate, PartResults, mean_curve
@@ -92,10 +93,19 @@ def draw_flatness(axes: Axes, results: PartResults) -> None:
         axes.scatter(row.traces, tests, s=22, color=ink.color, marker=ink.marker, alpha=0.45, linewidth=0)
         mean = Estimate.over(row.traces).mean
         axes.scatter(
-            [mean], [row.score.mean], s=110, color=ink.color, marker=ink.marker, edgecolor="white", label=row.method.name
+            [mean],
+            [row.score.mean],
+            s=110,
+            color=ink.color,
+            marker=ink.marker,
+            edgecolor="white",
+            label=row.method.name,
         )
     if all(trace > 0 for row in results.rows for trace in row.traces):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda trace, _: f"{trace:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("Hessian trace at the end  (left is flatter)")
     axes.set_ylabel("test accuracy, %" if results.part.higher_is_better else "test loss, nats")
     axes.set_title("Flatness and test score (small marks: single seeds)", loc="left")
@@ -106,7 +116,7 @@ def draw_learning_rates(axes: Axes, results: PartResults) -> None:
     part = results.part
     for row in results.rows:
         ink = ink_of(row.method)
-        scores = [Estimate.over([run.test for run in results.runs[row.method, lr]]) for lr in part.lrs]
+        scores = [results.score_at(row.method, lr) for lr in part.lrs]
         axes.errorbar(
             part.lrs,
             [score.mean for score in scores],

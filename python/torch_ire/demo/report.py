@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -32,28 +34,25 @@ def format_score(part: Part, estimate: Estimate) -> str:
 
 
 def build_table(parts: Sequence[PartResults]) -> Table:
-    """The table: one section a part, one row a method, the best score of each section in bold."""
+    """The table: one section a part, one row a method, the best score of each section in bold; fits 80 columns."""
     seeds = len(parts[0].rows[0].runs)
-    table = Table(title=f"Mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}", title_justify="left")
+    table = Table(
+        title=f"Mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}", box=SIMPLE, collapse_padding=True
+    )
     table.add_column("method", no_wrap=True)
-    table.add_column("best lr", justify="right")
-    table.add_column("test score", justify="right", no_wrap=True)
-    table.add_column("Hessian trace", justify="right", no_wrap=True)
-    table.add_column("s/step", justify="right")
-    table.add_column("bytes/param", justify="right")
+    for heading in ("best\nlr", "test\nscore", "Hessian\ntrace", "seconds\na step", "bytes a\nparameter"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for results in parts:
         part = results.part
-        direction = "higher" if part.higher_is_better else "lower"
-        unit = "" if part.higher_is_better else ", nats a character"
-        table.add_row(Text(part.title, style="bold cyan", overflow="fold"))
-        table.add_row(Text(f"{part.metric}{unit}, {direction} is better", style="cyan"))
         best = _best(results)
+        table.add_row(Text(part.title, style="bold cyan"))
+        table.add_row(Text(_unit(part), style="cyan"))
         for row in results.rows:
             table.add_row(
                 row.method.name,
                 f"{row.lr:g}",
                 Text(format_score(part, row.score), style="bold" if row is best else ""),
-                f"{row.trace.mean:.3g}" + ("" if row.trace.std is None else f" ± {row.trace.std:.2g}"),
+                format_estimate(row.trace, 0 if row.trace.mean >= 10 else 2),
                 f"{row.seconds_per_step:.4f}",
                 f"{row.optimizer_bytes:.2f}",
             )
@@ -62,50 +61,50 @@ def build_table(parts: Sequence[PartResults]) -> Table:
 
 
 def sentences(verdict: Verdict, part: Part) -> str:
-    """A verdict in plain words, with the figures that it rests on."""
+    """What a verdict rests on, in plain words."""
     row, base, random = verdict.row, verdict.base, verdict.random
-    figures = (
-        f"{part.metric} {format_score(part, row.score)}, against {format_score(part, base.score)} for "
-        f"{base.method.name} at its own best learning rate and {format_score(part, random.score)} with a random mask"
-    )
     meaning = {
-        Outcome.HELPED: "ahead of both controls by more than the seeds spread",
+        Outcome.HELPED: "Ahead of both controls by more than the seeds spread.",
         Outcome.LARGER_STEP: (
-            f"ahead of {base.method.name}, but so is a mask drawn at random: larger steps helped, not the curvature"
+            f"Ahead of {base.method.name}, but not of a mask drawn at random: larger steps helped, not the curvature."
         ),
-        Outcome.NO_GAIN: f"within the spread of the seeds of a tuned {base.method.name}",
-        Outcome.HARMED: f"behind a tuned {base.method.name} by more than the seeds spread",
-        Outcome.UNKNOWN: "one seed has no spread, so this says nothing; use --seeds 3",
+        Outcome.NO_GAIN: f"Within the spread of the seeds of a tuned {base.method.name}.",
+        Outcome.HARMED: f"Behind a tuned {base.method.name} by more than the seeds spread.",
+        Outcome.UNKNOWN: "One seed has no spread, so this says nothing; use --seeds 3.",
     }[verdict.outcome]
-    words = [f"{figures}: {meaning}."]
-    if verdict.ahead_at:
-        words.append(f"At the same learning rate it beat both controls at {_rates(verdict.ahead_at)}.")
-    if verdict.behind_at:
-        words.append(f"At the same learning rate it lost to {base.method.name} at {_rates(verdict.behind_at)}.")
+    scores = (
+        f"{part.metric.capitalize()} {format_score(part, row.score)}; {base.method.name} "
+        f"{format_score(part, base.score)}, random mask {format_score(part, random.score)}."
+    )
+    words = [scores, meaning]
+    words.append(
+        f"At equal learning rates it is ahead of {base.method.name} at {_rates(verdict.ahead_of_base_at)}, "
+        f"behind it at {_rates(verdict.behind_base_at)}, "
+        f"ahead of the random mask at {_rates(verdict.ahead_of_random_at)}."
+    )
     if verdict.flatter is not None:
         kind = "flatter" if verdict.flatter else "sharper"
-        words.append(f"It ended in a {kind} minimum (Hessian trace {row.trace.mean:.3g}, not {base.trace.mean:.3g}).")
+        words.append(f"Its minimum is {kind}: Hessian trace {row.trace.mean:.3g}, not {base.trace.mean:.3g}.")
     return " ".join(words)
 
 
 def print_report(console: Console, parts: Sequence[PartResults]) -> None:
     """Prints table, verdicts and a summary of where IRE helped."""
     console.print(build_table(parts))
-    console.print("Did IRE help? Each method at its best learning rate of the grid, chosen on validation data.\n")
-    helped, other = [], []
+    console.print("Did IRE help? Each method at its best learning rate, chosen on validation data.", style="bold")
+    helped, not_helped = [], []
     for results in parts:
         for verdict in judge(results):
             name = verdict.row.method.name
-            (helped if verdict.outcome is Outcome.HELPED else other).append(name)
-            console.print(
-                Text.assemble((name, "bold"), " ", (verdict.outcome.value, _STYLES[verdict.outcome]), ". "),
-                Text(sentences(verdict, results.part)),
-                sep="",
-            )
-    console.print(
-        f"\nIRE helped here: {', '.join(helped) or 'nowhere'}. It did not, or not beyond doubt: "
-        f"{', '.join(other) or 'nowhere'}."
-    )
+            (helped if verdict.outcome is Outcome.HELPED else not_helped).append(name)
+            console.print(Text.assemble((name, "bold"), ": ", (verdict.outcome.value, _STYLES[verdict.outcome])))
+            console.print(Padding(Text(sentences(verdict, results.part)), (0, 0, 0, 2)))
+    console.print(f"IRE helped: {'; '.join(helped) or 'nowhere'}.", style="bold")
+    console.print(f"IRE did not help, or not beyond doubt: {'; '.join(not_helped) or 'nowhere'}.", style="bold")
+
+
+def _unit(part: Part) -> str:
+    return f"{part.metric.removeprefix('test ')}, {'up' if part.higher_is_better else 'down'} is better"
 
 
 def _best(results: PartResults) -> Row:
@@ -114,4 +113,4 @@ def _best(results: PartResults) -> Row:
 
 
 def _rates(lrs: Sequence[float]) -> str:
-    return ", ".join(f"{lr:g}" for lr in lrs)
+    return ", ".join(f"{lr:g}" for lr in lrs) or "none"

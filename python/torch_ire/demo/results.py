@@ -23,7 +23,9 @@ class Estimate:
 
     @classmethod
     def over(cls, values: Sequence[float]) -> Estimate:
-        """The estimate from one value a seed."""
+        """The estimate from one value a seed; nan and nan where a seed diverged."""
+        if not np.isfinite(values).all():
+            return cls(float("nan"), float("nan"))
         return cls(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
@@ -76,6 +78,10 @@ class PartResults:
         (found,) = (row for row in self.rows if row.method == method)
         return found
 
+    def score_at(self, method: Method, lr: float) -> Estimate:
+        """The part's metric on the test split at one learning rate of the grid."""
+        return Estimate.over([run.test for run in self.runs[method, lr]])
+
 
 def best_runs(part: Part, runs: Sequence[Run]) -> dict[Method, tuple[Run, ...]]:
     """The runs of each method at its best learning rate: best mean over the seeds, on the validation split.
@@ -90,7 +96,9 @@ def best_runs(part: Part, runs: Sequence[Run]) -> dict[Method, tuple[Run, ...]]:
     return best
 
 
-def collect(part: Part, runs: Sequence[Run], traces: Mapping[Method, Sequence[float]], resolution: float) -> PartResults:
+def collect(
+    part: Part, runs: Sequence[Run], traces: Mapping[Method, Sequence[float]], resolution: float
+) -> PartResults:
     """The results of a part from all its runs and the traces of the best ones."""
     rows = []
     for method, at_best in best_runs(part, runs).items():
@@ -133,8 +141,9 @@ class Verdict:
     Args:
         row, base, random: the three rows.
         outcome: at the best learning rate of each.
-        ahead_at: learning rates at which the method beats both controls run at that same rate.
-        behind_at: learning rates at which the base run at that same rate beats the method.
+        ahead_of_base_at: learning rates at which the method beats the base run at that same rate.
+        behind_base_at: learning rates at which the base beats it.
+        ahead_of_random_at: learning rates at which it beats the random mask run at that same rate.
         flatter: True or False where the Hessian traces of method and base differ beyond the seeds, else None.
     """
 
@@ -142,8 +151,9 @@ class Verdict:
     base: Row
     random: Row
     outcome: Outcome
-    ahead_at: tuple[float, ...]
-    behind_at: tuple[float, ...]
+    ahead_of_base_at: tuple[float, ...]
+    behind_base_at: tuple[float, ...]
+    ahead_of_random_at: tuple[float, ...]
     flatter: bool | None
 
 
@@ -174,13 +184,8 @@ def judge(results: PartResults) -> list[Verdict]:
     for method in (m for m in part.methods if m.role == "enhanced"):
         base, random = part.control(method, "base"), part.control(method, "random")
         row, base_row, random_row = results.row(method), results.row(base), results.row(random)
-        ahead, behind = [], []
-        for lr in part.lrs:
-            at_lr = {m: Estimate.over([run.test for run in results.runs[m, lr]]) for m in (method, base, random)}
-            if beats(at_lr[method], at_lr[base]) > 0 and beats(at_lr[method], at_lr[random]) > 0:
-                ahead.append(lr)
-            if beats(at_lr[method], at_lr[base]) < 0:
-                behind.append(lr)
+        against_base = {lr: beats(results.score_at(method, lr), results.score_at(base, lr)) for lr in part.lrs}
+        against_random = {lr: beats(results.score_at(method, lr), results.score_at(random, lr)) for lr in part.lrs}
         flatness = compare(row.trace, base_row.trace, higher_is_better=False, resolution=0.0)
         verdicts.append(
             Verdict(
@@ -188,8 +193,9 @@ def judge(results: PartResults) -> list[Verdict]:
                 base=base_row,
                 random=random_row,
                 outcome=_outcome(row.score, beats(row.score, base_row.score), beats(row.score, random_row.score)),
-                ahead_at=tuple(ahead),
-                behind_at=tuple(behind),
+                ahead_of_base_at=tuple(lr for lr in part.lrs if against_base[lr] > 0),
+                behind_base_at=tuple(lr for lr in part.lrs if against_base[lr] < 0),
+                ahead_of_random_at=tuple(lr for lr in part.lrs if against_random[lr] > 0),
                 flatter=None if flatness == 0 else flatness > 0,
             )
         )

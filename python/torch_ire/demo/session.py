@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch_ire.demo import data, picture
 from torch_ire.demo.config import Method, Part, Plan
 from torch_ire.demo.report import print_report
-from torch_ire.demo.results import PartResults, best_runs, collect
+from torch_ire.demo.results import best_runs, collect
 from torch_ire.demo.sharpness import TraceJob, trace_of_run
 from torch_ire.demo.training import Job, Run, train
 from torch_ire.demo.workers import Workers
@@ -22,9 +22,7 @@ def jobs_of(part: Part, seeds: int) -> list[Job]:
 
     The methods are innermost, so that whatever slows the machine down for a while slows all of them down.
     """
-    return [
-        Job(part, method, lr, seed) for seed in range(seeds) for lr in part.lrs for method in part.methods
-    ]
+    return [Job(part, method, lr, seed) for seed in range(seeds) for lr in part.lrs for method in part.methods]
 
 
 def run(plan: Plan, seeds: int, picture_path: Path, console: Console, workers: int) -> None:
@@ -103,7 +101,6 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("steps"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

@@ -12,7 +12,7 @@ from torch_ire.demo.data import Dataset
 from torch_ire.demo.training import Run, build_model, loss_of
 
 # Batches of training examples that the trace is measured on.
-_BATCHES = 4
+_BATCHES = 2
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import queue
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -120,10 +121,7 @@ class Workers:
                 future.result()
         return [future.result() for future in futures]
 
-    def _finished_steps(self) -> list[tuple[int, int]]:
-        steps = []
-        while True:
-            try:
-                steps.append(self._steps.get_nowait())
-            except queue.Empty:
-                return steps
+    def _finished_steps(self) -> Iterator[tuple[int, int]]:
+        with suppress(queue.Empty):
+            while True:
+                yield self._steps.get_nowait()
