@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -48,7 +49,7 @@ _INKS = {
     ("adamw", "enhanced", "second_moment"): Ink(_GREEN, "-", "^"),
     ("adamw", "random", "random"): Ink(_ORANGE, ":", "v"),
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.spines.top": False,

@@ -92,7 +92,8 @@ def print_report(console: Console, parts: Sequence[PartResults]) -> None:
     """Prints table, verdicts and a summary of where IRE helped."""
     console.print(build_table(parts))
     console.print("Did IRE help? Each method at its best learning rate, chosen on validation data.", style="bold")
-    helped, not_helped = [], []
+    helped: list[str] = []
+    not_helped: list[str] = []
     for results in parts:
         for verdict in judge(results):
             name = verdict.row.method.name

@@ -6,7 +6,15 @@ from pathlib import Path
 from time import perf_counter
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from torch_ire.demo import data, picture
 from torch_ire.demo.config import Method, Part, Plan
@@ -41,7 +49,7 @@ def run(plan: Plan, seeds: int, picture_path: Path, console: Console, workers: i
         console.print(f"- {part.subject}")
     if plan.caution:
         console.print(plan.caution, style="yellow")
-    datasets = {part.name: data.load(part) for part in plan.parts}
+    datasets: dict[str, data.Dataset] = {part.name: data.load(part) for part in plan.parts}
     with Workers(datasets, workers) as pool, _progress(console) as progress:
         runs, traces = _measure(plan, seeds, pool, progress)
     results = [
@@ -59,12 +67,12 @@ def _measure(
     plan: Plan, seeds: int, pool: Workers, progress: Progress
 ) -> tuple[dict[str, list[Run]], dict[str, dict[Method, list[float]]]]:
     jobs = [job for part in plan.parts for job in jobs_of(part, seeds)]
-    bars = {
+    bars: dict[str, TaskID] = {
         part.name: progress.add_task(part.title, total=sum(job.part.steps for job in jobs if job.part == part))
         for part in plan.parts
     }
     outcomes = pool.run(train, jobs, lambda job, steps: progress.advance(bars[job.part.name], steps))
-    runs = {part.name: [run for run in outcomes if run.job.part == part] for part in plan.parts}
+    runs: dict[str, list[Run]] = {part.name: [run for run in outcomes if run.job.part == part] for part in plan.parts}
     trace_jobs = [
         TraceJob(run, plan.probes)
         for part in plan.parts

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -108,7 +109,7 @@ class Workers:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                return [function(job, self._data, lambda n, job=job: on_steps(job, n)) for job in jobs]
+                return [function(job, self._data, partial(on_steps, job)) for job in jobs]
             finally:
                 torch.set_num_threads(threads)
         futures = [self._pool.submit(_run_in_worker, function, index, job) for index, job in enumerate(jobs)]
