@@ -177,7 +177,7 @@ def test_only_training_passes_move_batch_norm_statistics(datasets):
     assert run.weights["norm.num_batches_tracked"] == TINY_DIGITS.steps
 
 
-def test_optimizer_bytes_are_measured_at_their_largest(datasets):
+def test_optimizer_bytes_are_measured(datasets):
     measured = {
         method.name: train(Job(part, method, part.lrs[0], seed=0), datasets, lambda steps: None).optimizer_bytes
         for part in TINY.parts
@@ -185,9 +185,10 @@ def test_optimizer_bytes_are_measured_at_their_largest(datasets):
     }
     assert measured["SGD"] == 4.0
     assert 8.0 <= measured["AdamW"] < 8.1
-    assert measured["AdmIRE, Fisher"] > measured["AdamW"]
-    # SAM keeps the unperturbed weights between its two steps.
-    assert measured["SAM"] >= 8.0
+    # One bit a parameter, and the last byte of each parameter's bits.
+    assert 0.125 <= measured["AdmIRE, Fisher"] - measured["AdamW"] < 0.14
+    # SAM keeps a copy of the unperturbed weights outside of its state.
+    assert measured["SAM"] == pytest.approx(measured["SGD"] + 4.0, abs=0.01)
 
 
 def test_methods_of_a_seed_share_weights_and_batches(datasets):

@@ -49,7 +49,7 @@ class Run:
         curve: the part's metric on the validation split after each of ``curve_steps``.
         test: the part's metric on the test split after the last step.
         seconds_per_step: mean over the steps, mask refreshes and SAM's second pass included, evaluation excluded.
-        optimizer_bytes: bytes of state that the optimizer holds for each parameter, at its largest.
+        optimizer_bytes: bytes that the optimizer holds for each parameter, measured after the last step.
         weights: parameters and buffers at the end, for the sharpness that is measured later.
     """
 
@@ -101,10 +101,27 @@ def learning_rate(part: Part, lr: float, step: int) -> float:
     return lr * (part.final_lr_share + (1 - part.final_lr_share) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def state_bytes(optimizer: torch.optim.Optimizer, params: list[nn.Parameter]) -> float:
-    """Bytes of every tensor in ``optimizer.state``, over the number of parameters."""
-    tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors) / sum(p.numel() for p in params)
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> float:
+    """Bytes of every tensor that an optimizer holds beside the parameters, over the number of parameters.
+
+    Its ``state`` and what it keeps outside of that, such as SAM's copy of the unperturbed weights.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    sizes: dict[int, int] = {}
+    pending: list[object] = [value for name, value in vars(optimizer).items() if name != "param_groups"]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr()] = int(storage.nbytes())
+        elif isinstance(value, Mapping):
+            pending.extend(value.values())
+        elif isinstance(value, list | tuple):
+            pending.extend(value)
+    for param in params:
+        sizes.pop(param.untyped_storage().data_ptr(), None)
+    num_parameters: int = sum(param.numel() for param in params)
+    return sum(sizes.values()) / num_parameters
 
 
 def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -139,7 +156,6 @@ class Trainer:
         self.model = build_model(job.part)
         self.params = list(self.model.parameters())
         self.optimizer = build_optimizer(job.part, job.method, job.lr, self.params)
-        self.optimizer_bytes = 0.0
         self._train = train
         self._batches = torch.Generator().manual_seed(job.seed)
 
@@ -158,7 +174,6 @@ class Trainer:
         backward(loss_of(self.model, inputs, targets))
         if isinstance(optimizer, torch_ire.SAMIRE):
             optimizer.first_step(zero_grad=True)
-            self._note_state()
             with torch_ire.frozen_batch_norm(self.model):
                 backward(loss_of(self.model, inputs, targets))
             self._clip()
@@ -167,14 +182,10 @@ class Trainer:
             self._clip()
             optimizer.step()
             optimizer.zero_grad()
-        self._note_state()
 
     def _clip(self) -> None:
         if self.job.part.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.params, self.job.part.clip_norm)
-
-    def _note_state(self) -> None:
-        self.optimizer_bytes = max(self.optimizer_bytes, state_bytes(self.optimizer, self.params))
 
 
 def train(job: Job, data: Mapping[str, Dataset], on_steps: Callable[[int], None]) -> Run:
@@ -212,6 +223,6 @@ def train(job: Job, data: Mapping[str, Dataset], on_steps: Callable[[int], None]
         curve=tuple(curve),
         test=evaluate(part, trainer.model, *splits.test.spread(_TEST_EXAMPLES[part.name])),
         seconds_per_step=seconds / timed,
-        optimizer_bytes=trainer.optimizer_bytes,
+        optimizer_bytes=optimizer_bytes(trainer.optimizer),
         weights={name: tensor.numpy() for name, tensor in trainer.model.state_dict().items()},
     )
