@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -137,8 +138,8 @@ def test_flatness_is_judged_beyond_the_seeds_too():
     assert verdict([10, 11, 12]).flatter is True
     assert verdict([90, 91, 92]).flatter is False
     assert verdict([52, 60, 68]).flatter is None
-    assert "flatter: Hessian trace 11, not 60" in sentences(verdict([10, 11, 12]), MADE_UP)
-    assert "sharper: Hessian trace 91, not 60" in sentences(verdict([90, 91, 92]), MADE_UP)
+    assert "flatter: Hessian trace 11 ± 1, not 60 ± 10" in sentences(verdict([10, 11, 12]), MADE_UP)
+    assert "sharper: Hessian trace 91 ± 1, not 60 ± 10" in sentences(verdict([90, 91, 92]), MADE_UP)
     assert "minimum" not in sentences(verdict([52, 60, 68]), MADE_UP)
 
 
@@ -194,8 +195,13 @@ def test_every_enhanced_method_has_its_two_controls():
             assert part.control(method, "base").curvature is None
             assert part.control(method, "random").curvature == "random"
             picture.ink_of(method)
-    # The same grid serves the control "base at (1 + kappa) times the rate" where the grid is that wide.
-    assert all(part.lrs[-1] / part.lrs[0] >= 1 + part.kappa for part in FULL.parts)
+
+
+def test_base_also_runs_at_the_rate_of_flat_coordinates():
+    for part in (*FULL.parts, *QUICK.parts):
+        assert [later / earlier for earlier, later in pairwise(part.lrs)] == pytest.approx(
+            [1 + part.kappa] * (len(part.lrs) - 1)
+        )
 
 
 # --- table, picture, the whole ----------------------------------------------------------------------------------------
@@ -207,13 +213,17 @@ def plain_console(width: int = 80) -> tuple[Console, io.StringIO]:
 
 
 def test_table_fits_eighty_columns_and_marks_one_best_a_part():
-    results = made_up_results({(method, 0.01): [1.801, 1.812, 1.833] for method in MADE_UP.methods})
+    results = made_up_results(
+        {(method, 0.01): [1.801, 1.812, 1.833] for method in MADE_UP.methods},
+        {method: [900.0, 1000.0, 1100.0] for method in MADE_UP.methods},
+    )
+    accuracy = replace(results, part=replace(MADE_UP, higher_is_better=True, title=FULL.parts[0].title))
     console, stream = plain_console()
-    console.print(build_table([results]))
+    console.print(build_table([accuracy, results]))
     lines = stream.getvalue().splitlines()
     assert "…" not in stream.getvalue()
-    (row,) = (line.split() for line in lines if line.strip().startswith("AdmIRE, second moment"))
-    assert row == ["AdmIRE,", "second", "moment", "0.01", "1.815", "±", "0.016", "100", "±", "0", "0.0250", "10.00"]
+    _, row = (line.split() for line in lines if line.strip().startswith("AdmIRE, second moment"))
+    assert row == ["AdmIRE,", "second", "moment", "0.01", "1.815", "±", "0.016", "1000", "±", "100", "0.0250", "10.00"]
 
 
 def test_report_names_where_ire_helped_and_where_not():

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from torch_ire.demo.config import Method
-from torch_ire.demo.results import Estimate, PartResults, mean_curve
+from torch_ire.demo.results import Estimate, PartResults, judge, mean_curve
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -74,9 +75,9 @@ def draw_curves(axes: Axes, results: PartResults) -> None:
         steps, mean, deviation = mean_curve(row.runs)
         label = f"{row.method.name} (lr {row.lr:g})"
         axes.plot(steps, mean, color=ink.color, linestyle=ink.line, marker=ink.marker, markersize=4, label=label)
-        axes.fill_between(steps, mean - deviation, mean + deviation, color=ink.color, alpha=0.1, linewidth=0)
+        axes.fill_between(steps, mean - deviation, mean + deviation, color=ink.color, alpha=0.08, linewidth=0)
     axes.set_xlabel("step")
-    axes.set_title(results.part.title, loc="left", fontweight="bold")
+    axes.set_title(f"{results.part.title}, training (bands: one deviation)", loc="left")
     _zoom(axes, results)
     if results.part.higher_is_better:
         axes.set_ylabel("validation accuracy, %  (up is better)")
@@ -109,7 +110,7 @@ def draw_flatness(axes: Axes, results: PartResults) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("Hessian trace at the end  (left is flatter)")
     axes.set_ylabel("test accuracy, %" if results.part.higher_is_better else "test loss, nats")
-    axes.set_title("Flatness and test score (small marks: single seeds)", loc="left")
+    axes.set_title(f"{results.part.title}, flatness and test score (small: single seeds)", loc="left")
 
 
 def draw_learning_rates(axes: Axes, results: PartResults) -> None:
@@ -134,11 +135,11 @@ def draw_learning_rates(axes: Axes, results: PartResults) -> None:
     axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel("test accuracy, %" if part.higher_is_better else "test loss, nats")
-    axes.set_title("Every learning rate that was tried", loc="left")
+    axes.set_title(f"{part.title}, every learning rate (bars: one deviation)", loc="left")
 
 
-def draw(digits: PartResults, text: PartResults, subtitle: str) -> Figure:
-    """The whole picture as a figure of 13 by 9 inches."""
+def draw(digits: PartResults, text: PartResults, settings: str) -> Figure:
+    """The whole picture as a figure of 13 by 9 inches; ``settings`` goes under its title, the verdicts below that."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(13, 9), layout="constrained")
         FigureCanvasAgg(figure)
@@ -147,7 +148,9 @@ def draw(digits: PartResults, text: PartResults, subtitle: str) -> Figure:
         draw_flatness(panels[0, 1], digits)
         draw_curves(panels[1, 0], text)
         draw_learning_rates(panels[1, 1], text)
-        figure.suptitle(f"torch-ire demo: IRE beside its base optimizers\n{subtitle}", fontsize=13)
+        verdicts = [f"{v.row.method.name}: {v.outcome.value}" for part in (digits, text) for v in judge(part)]
+        lines = ["IRE beside its base optimizers and a random mask", settings, "Verdict:  " + ";  ".join(verdicts)]
+        figure.suptitle("\n".join(lines), fontsize=12)
     return figure
 
 
@@ -160,7 +163,7 @@ def save(figure: Figure, path: Path) -> None:
 def _zoom(axes: Axes, results: PartResults) -> None:
     # The first points of a curve are far from the others and would flatten everything that matters.
     curves = [mean_curve(row.runs)[1] for row in results.rows]
-    late = np.concatenate([curve[len(curve) // 4 :] for curve in curves])
+    late = np.concatenate([curve[len(curve) // 3 :] for curve in curves])
     late = late[np.isfinite(late)]
     if late.size and (margin := 0.08 * float(np.ptp(late))) > 0:
         axes.set_ylim(float(late.min()) - margin, float(late.max()) + margin)

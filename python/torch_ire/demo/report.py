@@ -33,6 +33,11 @@ def format_score(part: Part, estimate: Estimate) -> str:
     return format_estimate(estimate, 2) + " %" if part.higher_is_better else format_estimate(estimate, 3)
 
 
+def format_trace(trace: Estimate) -> str:
+    """A Hessian trace: whole numbers where it is large."""
+    return format_estimate(trace, 0 if trace.mean >= 10 else 1)
+
+
 def build_table(parts: Sequence[PartResults]) -> Table:
     """The table: one section a part, one row a method, the best score of each section in bold; fits 80 columns."""
     seeds = len(parts[0].rows[0].runs)
@@ -40,7 +45,7 @@ def build_table(parts: Sequence[PartResults]) -> Table:
         title=f"Mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}", box=SIMPLE, collapse_padding=True
     )
     table.add_column("method", no_wrap=True)
-    for heading in ("best\nlr", "test\nscore", "Hessian\ntrace", "seconds\na step", "bytes a\nparameter"):
+    for heading in ("best\nlr", "score on\ntest data", "Hessian\ntrace", "s per\nstep", "bytes per\nparam."):
         table.add_column(heading, justify="right", no_wrap=True)
     for results in parts:
         part = results.part
@@ -52,7 +57,7 @@ def build_table(parts: Sequence[PartResults]) -> Table:
                 row.method.name,
                 f"{row.lr:g}",
                 Text(format_score(part, row.score), style="bold" if row is best else ""),
-                format_estimate(row.trace, 0 if row.trace.mean >= 10 else 2),
+                format_trace(row.trace),
                 f"{row.seconds_per_step:.4f}",
                 f"{row.optimizer_bytes:.2f}",
             )
@@ -84,7 +89,7 @@ def sentences(verdict: Verdict, part: Part) -> str:
     )
     if verdict.flatter is not None:
         kind = "flatter" if verdict.flatter else "sharper"
-        words.append(f"Its minimum is {kind}: Hessian trace {row.trace.mean:.3g}, not {base.trace.mean:.3g}.")
+        words.append(f"Its minimum is {kind}: Hessian trace {format_trace(row.trace)}, not {format_trace(base.trace)}.")
     return " ".join(words)
 
 
@@ -114,4 +119,4 @@ def _best(results: PartResults) -> Row:
 
 
 def _rates(lrs: Sequence[float]) -> str:
-    return ", ".join(f"{lr:g}" for lr in lrs) or "none"
+    return ", ".join(f"{lr:g}" for lr in lrs) or "no rate"
