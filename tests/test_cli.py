@@ -50,7 +50,8 @@ def test_missing_extra_names_the_way_out(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "complaint"), [("picture.jpg", "must name a .png file"), ("absent/picture.png", "does not exist")]
+    ("name", "complaint"),
+    [("picture.jpg", "must name a .png file"), ("absent/picture.png", "a folder that can be written to")],
 )
 def test_picture_that_cannot_be_written_is_refused_before_the_work(name, complaint, tmp_path, capsys):
     assert cli.main(["demo", "--out", str(tmp_path / name)]) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -59,9 +61,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     if arguments.out.suffix.lower() != ".png":
         print(f"torch-ire demo: --out must name a .png file, got {arguments.out}", file=sys.stderr)
         return 1
-    if not arguments.out.resolve().parent.is_dir():
-        print(f"torch-ire demo: --out is in a folder that does not exist, got {arguments.out}", file=sys.stderr)
+    if not os.access(arguments.out.resolve().parent, os.W_OK):
+        print(f"torch-ire demo: --out must be in a folder that can be written to, got {arguments.out}", file=sys.stderr)
         return 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without Unicode shows a question mark for the plus-minus sign, instead of ending the demo.
+        sys.stdout.reconfigure(errors="replace")
     # Only here: the other commands must not need what the demo needs.
     from rich.console import Console
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
+from threading import Thread
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -48,6 +49,15 @@ def _start_worker(data: Mapping[str, Dataset], steps: Queue[tuple[int, int]], st
     # Ctrl-C reaches every process of the terminal; the parent alone answers it, by setting ``stop``.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    # A killed parent closes no queue, and its workers would wait for the next job for ever.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_in_worker(function: JobFunction[Any, Any], index: int, job: Any) -> Any:
