@@ -57,7 +57,7 @@ def datasets() -> dict[str, demo_data.Dataset]:
 def test_digits_are_split_without_overlap():
     splits = demo_data.load_digits()
     parts = (splits.train, splits.validation, splits.test)
-    assert [len(part) for part in parts] == [600, 400, 797]
+    assert [len(part) for part in parts] == [1000, 300, 497]
     images, targets = splits.train.examples(torch.arange(3))
     assert images.shape == (3, 1, 8, 8)
     assert images.dtype == torch.float32
@@ -247,7 +247,7 @@ def test_whole_demo_in_one_process(tmp_path):
     for method in (*TINY_DIGITS.methods, *TINY_TEXT.methods):
         assert method.name in printed
     assert printed.count("Only a test.") == 2
-    assert "IRE helped:" in printed
+    assert "Test score better than both controls:" in printed
     assert "demo.png" in printed
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 

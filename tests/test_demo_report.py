@@ -64,9 +64,10 @@ def verdict_on(
     random: Sequence[float],
     fisher_traces: Sequence[float] = (100.0,) * 3,
     adamw_traces: Sequence[float] = (100.0,) * 3,
+    random_traces: Sequence[float] = (100.0,) * 3,
 ) -> Verdict:
     scores = {(FISHER, 0.01): fisher, (SECOND_MOMENT, 0.01): adamw, (ADAMW, 0.01): adamw, (RANDOM, 0.01): random}
-    traces = {FISHER: fisher_traces, ADAMW: adamw_traces, SECOND_MOMENT: [1.0], RANDOM: [1.0]}
+    traces = {FISHER: fisher_traces, ADAMW: adamw_traces, SECOND_MOMENT: [1.0], RANDOM: random_traces}
     verdict, _ = judge(made_up_results(scores, traces))
     assert verdict.row.method == FISHER
     return verdict
@@ -126,21 +127,31 @@ def test_equal_learning_rates_are_compared_one_by_one():
     assert verdict.ahead_of_random_at == (0.02,)
     assert verdict.outcome is Outcome.HARMED
     words = sentences(verdict, MADE_UP)
-    assert "ahead of AdamW at 0.01, behind it at 0.02, ahead of the random mask at 0.02" in words
+    assert "ahead of AdamW at 0.01, behind it at 0.02; ahead of the random mask at 0.02" in words
 
 
-def test_flatness_is_judged_beyond_the_seeds_too():
+@pytest.mark.parametrize(
+    ("fisher_traces", "random_traces", "expected", "words"),
+    [
+        ([10, 11, 12], [20, 21, 22], (1, 1), "flatter than with AdamW and flatter than with the random mask"),
+        ([10, 11, 12], [10, 11, 12], (1, 0), "flatter than with AdamW and as flat as with the random mask"),
+        ([90, 91, 92], [80, 81, 82], (-1, -1), "sharper than with AdamW and sharper than with the random mask"),
+        ([52, 60, 68], [80, 90, 99], (0, 1), "as flat as with AdamW and flatter than with the random mask"),
+    ],
+)
+def test_flatness_is_judged_beyond_the_seeds_too(fisher_traces, random_traces, expected, words):
     same = [1.80, 1.81, 1.82]
+    verdict = verdict_on(same, same, same, fisher_traces, [50, 60, 70], random_traces)
+    assert (verdict.flatter_than_base, verdict.flatter_than_random) == expected
+    assert verdict.flattest == (expected == (1, 1))
+    assert words in sentences(verdict, MADE_UP)
 
-    def verdict(fisher_traces: Sequence[float]) -> Verdict:
-        return verdict_on(same, same, same, fisher_traces, adamw_traces=[50, 60, 70])
 
-    assert verdict([10, 11, 12]).flatter is True
-    assert verdict([90, 91, 92]).flatter is False
-    assert verdict([52, 60, 68]).flatter is None
-    assert "flatter: Hessian trace 11 ± 1, not 60 ± 10" in sentences(verdict([10, 11, 12]), MADE_UP)
-    assert "sharper: Hessian trace 91 ± 1, not 60 ± 10" in sentences(verdict([90, 91, 92]), MADE_UP)
-    assert "minimum" not in sentences(verdict([52, 60, 68]), MADE_UP)
+def test_gain_over_a_control_at_the_end_of_the_grid_is_said_with_care():
+    wide = replace(MADE_UP, lrs=(0.005, 0.01, 0.02))
+    verdict = verdict_on(fisher=[1.70, 1.71, 1.72], adamw=[1.80, 1.81, 1.82], random=[1.79, 1.80, 1.81])
+    assert "could catch up" in sentences(verdict, MADE_UP)
+    assert "could catch up" not in sentences(verdict, wide)
 
 
 @pytest.mark.parametrize(
@@ -228,14 +239,20 @@ def test_table_fits_eighty_columns_and_marks_one_best_a_part():
 
 def test_report_names_where_ire_helped_and_where_not():
     good, bad = [1.70, 1.71, 1.72], [1.80, 1.81, 1.82]
-    results = made_up_results(
-        {(FISHER, 0.01): good, (SECOND_MOMENT, 0.01): bad, (ADAMW, 0.01): bad, (RANDOM, 0.01): bad}
-    )
-    console, stream = plain_console(width=200)
-    print_report(console, [results])
-    assert "IRE helped: AdmIRE, Fisher." in stream.getvalue()
-    assert "IRE did not help, or not beyond doubt: AdmIRE, second moment." in stream.getvalue()
-    assert "AdmIRE, Fisher: helped" in stream.getvalue()
+    scores = {(FISHER, 0.01): good, (SECOND_MOMENT, 0.01): bad, (ADAMW, 0.01): bad, (RANDOM, 0.01): bad}
+    sharp, flat = [100.0, 101.0, 102.0], [10.0, 11.0, 12.0]
+    printed = []
+    for fisher_traces, second_traces in ((sharp, flat), (flat, sharp)):
+        traces = {FISHER: fisher_traces, SECOND_MOMENT: second_traces, ADAMW: sharp, RANDOM: sharp}
+        console, stream = plain_console(width=400)
+        print_report(console, [made_up_results(scores, traces)])
+        printed.append(stream.getvalue())
+    assert all("AdmIRE, Fisher: helped" in text for text in printed)
+    assert all("Test score better than both controls: AdmIRE, Fisher." in text for text in printed)
+    assert "Minimum flatter than both controls: AdmIRE, second moment." in printed[0]
+    assert "Neither, or not beyond the spread of the seeds: none." in printed[0]
+    assert "Minimum flatter than both controls: AdmIRE, Fisher." in printed[1]
+    assert "Neither, or not beyond the spread of the seeds: AdmIRE, second moment." in printed[1]
 
 
 def test_estimates_are_printed_with_their_deviation():

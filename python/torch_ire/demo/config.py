@@ -104,7 +104,7 @@ DIGITS = Part(
     evaluate_every=20,
     warmup_steps=20,
     weight_decay=5e-4,
-    width=12,
+    width=16,
 )
 
 TEXT = Part(
@@ -120,10 +120,10 @@ TEXT = Part(
         Method("AdamW, random mask", "adamw", "random", "random"),
     ),
     lrs=(0.002, 0.006, 0.018),
-    steps=340,
+    steps=300,
     batch_size=24,
-    evaluate_every=34,
-    warmup_steps=34,
+    evaluate_every=30,
+    warmup_steps=30,
     weight_decay=0.1,
     clip_norm=1.0,
     width=48,

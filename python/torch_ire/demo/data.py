@@ -61,7 +61,7 @@ class Dataset:
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's 1797 handwritten digits of 8x8 pixels: 600 to train, 400 to validate, 797 to test."""
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels: 1000 to train, 300 to validate, 497 to test."""
     from sklearn.datasets import load_digits as load
 
     pixels, digits = load(return_X_y=True)
@@ -70,9 +70,9 @@ def load_digits() -> Dataset:
     order = np.random.default_rng(2405).permutation(len(images))
     images, labels = images[order], digits[order].astype(np.int64)
     return Dataset(
-        train=Split(images[:600], labels[:600]),
-        validation=Split(images[600:1000], labels[600:1000]),
-        test=Split(images[1000:], labels[1000:]),
+        train=Split(images[:1000], labels[:1000]),
+        validation=Split(images[1000:1300], labels[1000:1300]),
+        test=Split(images[1300:], labels[1300:]),
     )
 
 

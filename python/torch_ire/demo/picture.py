@@ -148,7 +148,11 @@ def draw(digits: PartResults, text: PartResults, settings: str) -> Figure:
         draw_flatness(panels[0, 1], digits)
         draw_curves(panels[1, 0], text)
         draw_learning_rates(panels[1, 1], text)
-        verdicts = [f"{v.row.method.name}: {v.outcome.value}" for part in (digits, text) for v in judge(part)]
+        verdicts = [
+            f"{v.row.method.name}: {v.outcome.value}" + (", flatter" if v.flattest else "")
+            for part in (digits, text)
+            for v in judge(part)
+        ]
         lines = ["IRE beside its base optimizers and a random mask", settings, "Verdict:  " + ";  ".join(verdicts)]
         figure.suptitle("\n".join(lines), fontsize=12)
     return figure
@@ -163,7 +167,7 @@ def save(figure: Figure, path: Path) -> None:
 def _zoom(axes: Axes, results: PartResults) -> None:
     # The first points of a curve are far from the others and would flatten everything that matters.
     curves = [mean_curve(row.runs)[1] for row in results.rows]
-    late = np.concatenate([curve[len(curve) // 3 :] for curve in curves])
+    late = np.concatenate([curve[len(curve) // 2 :] for curve in curves])
     late = late[np.isfinite(late)]
     if late.size and (margin := 0.08 * float(np.ptp(late))) > 0:
         axes.set_ylim(float(late.min()) - margin, float(late.max()) + margin)

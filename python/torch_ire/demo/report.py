@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torch_ire.demo.config import Part
-from torch_ire.demo.results import Estimate, Outcome, PartResults, Row, Verdict, judge
+from torch_ire.demo.results import Estimate, Outcome, PartResults, Row, Verdict, is_at_edge, judge
 
 _STYLES = {
     Outcome.HELPED: "bold green",
@@ -81,15 +81,13 @@ def sentences(verdict: Verdict, part: Part) -> str:
         f"{part.metric.capitalize()} {format_score(part, row.score)}; {base.method.name} "
         f"{format_score(part, base.score)}, random mask {format_score(part, random.score)}."
     )
-    words = [scores, meaning]
-    words.append(
-        f"At equal learning rates it is ahead of {base.method.name} at {_rates(verdict.ahead_of_base_at)}, "
-        f"behind it at {_rates(verdict.behind_base_at)}, "
-        f"ahead of the random mask at {_rates(verdict.ahead_of_random_at)}."
+    at_equal_rates = (
+        f"At equal learning rates: ahead of {base.method.name} at {_rates(verdict.ahead_of_base_at)}, behind it at "
+        f"{_rates(verdict.behind_base_at)}; ahead of the random mask at {_rates(verdict.ahead_of_random_at)}."
     )
-    if verdict.flatter is not None:
-        kind = "flatter" if verdict.flatter else "sharper"
-        words.append(f"Its minimum is {kind}: Hessian trace {format_trace(row.trace)}, not {format_trace(base.trace)}.")
+    words = [scores, meaning, at_equal_rates, _flatness(verdict)]
+    if verdict.outcome is Outcome.HELPED and (is_at_edge(part, base) or is_at_edge(part, random)):
+        words.append("A control did best at the end of the learning rates: with more of them it could catch up.")
     return " ".join(words)
 
 
@@ -97,16 +95,32 @@ def print_report(console: Console, parts: Sequence[PartResults]) -> None:
     """Prints table, verdicts and a summary of where IRE helped."""
     console.print(build_table(parts))
     console.print("Did IRE help? Each method at its best learning rate, chosen on validation data.", style="bold")
-    helped: list[str] = []
-    not_helped: list[str] = []
-    for results in parts:
-        for verdict in judge(results):
-            name = verdict.row.method.name
-            (helped if verdict.outcome is Outcome.HELPED else not_helped).append(name)
-            console.print(Text.assemble((name, "bold"), ": ", (verdict.outcome.value, _STYLES[verdict.outcome])))
-            console.print(Padding(Text(sentences(verdict, results.part)), (0, 0, 0, 2)))
-    console.print(f"IRE helped: {'; '.join(helped) or 'nowhere'}.", style="bold")
-    console.print(f"IRE did not help, or not beyond doubt: {'; '.join(not_helped) or 'nowhere'}.", style="bold")
+    verdicts = [(results.part, verdict) for results in parts for verdict in judge(results)]
+    for part, verdict in verdicts:
+        name, outcome = verdict.row.method.name, verdict.outcome
+        console.print(Text.assemble((name, "bold"), ": ", (outcome.value, _STYLES[outcome])))
+        console.print(Padding(Text(sentences(verdict, part)), (0, 0, 0, 2)))
+    helped = [v for _, v in verdicts if v.outcome is Outcome.HELPED]
+    flattest = [v for _, v in verdicts if v.flattest]
+    neither = [v for _, v in verdicts if v not in helped and v not in flattest]
+    console.print(f"Test score better than both controls: {_names(helped)}.", style="bold")
+    console.print(f"Minimum flatter than both controls: {_names(flattest)}.", style="bold")
+    console.print(f"Neither, or not beyond the spread of the seeds: {_names(neither)}.", style="bold")
+
+
+def _flatness(verdict: Verdict) -> str:
+    base = verdict.base.method.name
+    against_base = {1: f"flatter than with {base}", 0: f"as flat as with {base}", -1: f"sharper than with {base}"}
+    against_random = {1: "flatter than with", 0: "as flat as with", -1: "sharper than with"}
+    return (
+        f"Its minimum is {against_base[verdict.flatter_than_base]} and "
+        f"{against_random[verdict.flatter_than_random]} the random mask: Hessian trace {format_trace(verdict.row.trace)}, "
+        f"{format_trace(verdict.base.trace)} and {format_trace(verdict.random.trace)}."
+    )
+
+
+def _names(verdicts: Sequence[Verdict]) -> str:
+    return "; ".join(verdict.row.method.name for verdict in verdicts) or "none"
 
 
 def _unit(part: Part) -> str:
@@ -119,4 +133,4 @@ def _best(results: PartResults) -> Row:
 
 
 def _rates(lrs: Sequence[float]) -> str:
-    return ", ".join(f"{lr:g}" for lr in lrs) or "no rate"
+    return ", ".join(f"{lr:g}" for lr in lrs) or "none"

@@ -144,7 +144,9 @@ class Verdict:
         ahead_of_base_at: learning rates at which the method beats the base run at that same rate.
         behind_base_at: learning rates at which the base beats it.
         ahead_of_random_at: learning rates at which it beats the random mask run at that same rate.
-        flatter: True or False where the Hessian traces of method and base differ beyond the seeds, else None.
+        flatter_than_base: 1 if its Hessian trace is below that of the base by more than the seeds spread, -1 if it is
+            above by more, else 0.
+        flatter_than_random: the same against the random mask.
     """
 
     row: Row
@@ -154,10 +156,16 @@ class Verdict:
     ahead_of_base_at: tuple[float, ...]
     behind_base_at: tuple[float, ...]
     ahead_of_random_at: tuple[float, ...]
-    flatter: bool | None
+    flatter_than_base: int
+    flatter_than_random: int
+
+    @property
+    def flattest(self) -> bool:
+        """Whether the minimum is flatter than those of both controls."""
+        return self.flatter_than_base > 0 and self.flatter_than_random > 0
 
 
-def compare(better: Estimate, worse: Estimate, higher_is_better: bool, resolution: float) -> int:
+def compare(better: Estimate, worse: Estimate, higher_is_better: bool, resolution: float = 0.0) -> int:
     """+1 if the first beats the second by more than the seeds spread, -1 if it loses by more, else 0.
 
     The spread is the larger of the two standard deviations, and at least ``resolution``. Anything finite beats what
@@ -186,7 +194,6 @@ def judge(results: PartResults) -> list[Verdict]:
         row, base_row, random_row = results.row(method), results.row(base), results.row(random)
         against_base = {lr: beats(results.score_at(method, lr), results.score_at(base, lr)) for lr in part.lrs}
         against_random = {lr: beats(results.score_at(method, lr), results.score_at(random, lr)) for lr in part.lrs}
-        flatness = compare(row.trace, base_row.trace, higher_is_better=False, resolution=0.0)
         verdicts.append(
             Verdict(
                 row=row,
@@ -196,7 +203,8 @@ def judge(results: PartResults) -> list[Verdict]:
                 ahead_of_base_at=tuple(lr for lr in part.lrs if against_base[lr] > 0),
                 behind_base_at=tuple(lr for lr in part.lrs if against_base[lr] < 0),
                 ahead_of_random_at=tuple(lr for lr in part.lrs if against_random[lr] > 0),
-                flatter=None if flatness == 0 else flatness > 0,
+                flatter_than_base=compare(row.trace, base_row.trace, higher_is_better=False),
+                flatter_than_random=compare(row.trace, random_row.trace, higher_is_better=False),
             )
         )
     return verdicts
@@ -210,6 +218,11 @@ def _outcome(score: Estimate, against_base: int, against_random: int) -> Outcome
     if against_base == 0:
         return Outcome.NO_GAIN
     return Outcome.HELPED if against_random > 0 else Outcome.LARGER_STEP
+
+
+def is_at_edge(part: Part, row: Row) -> bool:
+    """Whether a method did best at an end of the grid, where a wider grid could do better."""
+    return row.lr in (part.lrs[0], part.lrs[-1])
 
 
 def _by_setting(runs: Sequence[Run]) -> dict[tuple[Method, float], tuple[Run, ...]]:
