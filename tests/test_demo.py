@@ -204,6 +204,25 @@ def test_methods_of_a_seed_share_weights_and_batches(datasets):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(("part", "method"), EVERY_METHOD)
+def test_a_seed_repeats_and_another_seed_differs(part: Part, method: Method, datasets):
+    first, again, other = (
+        train(Job(part, method, part.lrs[0], seed), datasets, lambda steps: None).weights for seed in (0, 0, 1)
+    )
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not all(np.array_equal(first[name], other[name]) for name in first)
+
+
+def test_random_masks_differ_between_seeds(datasets):
+    masks = []
+    for seed in range(2):
+        trainer = Trainer(Job(TINY_TEXT, TINY_TEXT.methods[-1], 1e-3, seed), datasets["text"].train)
+        for number in range(3):
+            trainer.step(number)
+        masks.append(torch.cat([s["flat_mask"].flatten() for s in trainer.optimizer.state_dict()["state"].values()]))
+    assert not torch.equal(*masks)
+
+
 def test_learning_rate_warms_up_and_decays():
     part = replace(TEXT, steps=101, warmup_steps=10, final_lr_share=0.1)
     rates = [learning_rate(part, 2.0, step) for step in range(part.steps)]

@@ -112,10 +112,10 @@ def _flatness(verdict: Verdict) -> str:
     base = verdict.base.method.name
     against_base = {1: f"flatter than with {base}", 0: f"as flat as with {base}", -1: f"sharper than with {base}"}
     against_random = {1: "flatter than with", 0: "as flat as with", -1: "sharper than with"}
+    traces = [format_trace(row.trace) for row in (verdict.row, verdict.base, verdict.random)]
     return (
         f"Its minimum is {against_base[verdict.flatter_than_base]} and "
-        f"{against_random[verdict.flatter_than_random]} the random mask: Hessian trace {format_trace(verdict.row.trace)}, "
-        f"{format_trace(verdict.base.trace)} and {format_trace(verdict.random.trace)}."
+        f"{against_random[verdict.flatter_than_random]} the random mask: Hessian trace {', '.join(traces)}."
     )
 
 

@@ -70,14 +70,16 @@ def build_model(part: Part) -> nn.Module:
     return CharTransformer(VOCABULARY, part.width, part.num_layers, part.num_heads, part.context)
 
 
-def build_optimizer(part: Part, method: Method, lr: float, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(job: Job, params: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The fused optimizer of torch itself for the bases SGD and AdamW, ours for everything else."""
+    part, method, lr = job.part, job.method, job.lr
     ire: dict[str, Any] = {
         "kappa": part.kappa,
         "gamma": part.gamma,
         "mask_interval": part.mask_interval,
         "warmup_steps": part.warmup_steps,
         "curvature": method.curvature,
+        "seed": job.seed,
     }
     if method.role == "base":
         # kappa = 0 is the base optimizer: this is how SAM, which torch does not have, gets its own row.
@@ -156,9 +158,10 @@ class Trainer:
         self.job = job
         self.model = build_model(job.part)
         self.params = list(self.model.parameters())
-        self.optimizer = build_optimizer(job.part, job.method, job.lr, self.params)
+        self.optimizer = build_optimizer(job, self.params)
         self._train = train
         self._batches = torch.Generator().manual_seed(job.seed)
+        self._labels = torch_ire.LabelGenerator(job.seed)
 
     def step(self, number: int) -> None:
         """One step of the base optimizer, after a mask refresh where one is due."""
@@ -170,7 +173,7 @@ class Trainer:
         # Only the Fisher diagonal asks for a pass of its own; the other masks are refreshed inside step().
         if isinstance(optimizer, _WITH_FISHER) and self.job.method.role == "enhanced" and optimizer.mask_due():
             with torch_ire.frozen_batch_norm(self.model):
-                backward(torch_ire.sampled_cross_entropy(self.model(inputs)))
+                backward(torch_ire.sampled_cross_entropy(self.model(inputs), generator=self._labels))
             optimizer.update_mask()
         backward(loss_of(self.model, inputs, targets))
         if isinstance(optimizer, torch_ire.SAMIRE):
