@@ -24,11 +24,12 @@ from torch_ire.demo.results import (
     Outcome,
     PartResults,
     Verdict,
-    best_runs,
+    best_lrs,
     collect,
     compare,
     judge,
     mean_curve,
+    traced,
 )
 from torch_ire.demo.training import Job, Run
 
@@ -55,7 +56,9 @@ def made_up_results(scores: Scores, traces: Mapping[Method, Sequence[float]] | N
         for seed, score in enumerate(at_setting)
     ]
     seeds = len(scores[ADAMW, 0.01])
-    return collect(MADE_UP, runs, traces or {method: [100.0] * seeds for method in MADE_UP.methods}, resolution=0.0)
+    at_any_rate = traces or {method: [100.0] * seeds for method in MADE_UP.methods}
+    by_setting = {(method, lr): values for method, values in at_any_rate.items() for lr in MADE_UP.lrs}
+    return collect(MADE_UP, runs, by_setting, resolution=0.0)
 
 
 def verdict_on(
@@ -133,10 +136,10 @@ def test_equal_learning_rates_are_compared_one_by_one():
 @pytest.mark.parametrize(
     ("fisher_traces", "random_traces", "expected", "words"),
     [
-        ([10, 11, 12], [20, 21, 22], (1, 1), "flatter than with AdamW and flatter than with the random mask"),
-        ([10, 11, 12], [10, 11, 12], (1, 0), "flatter than with AdamW and as flat as with the random mask"),
-        ([90, 91, 92], [80, 81, 82], (-1, -1), "sharper than with AdamW and sharper than with the random mask"),
-        ([52, 60, 68], [80, 90, 99], (0, 1), "as flat as with AdamW and flatter than with the random mask"),
+        ([10, 11, 12], [20, 21, 22], (1, 1), "flatter than that of AdamW and flatter than that of the random mask"),
+        ([10, 11, 12], [10, 11, 12], (1, 0), "flatter than that of AdamW and as flat as that of the random mask"),
+        ([90, 91, 92], [80, 81, 82], (-1, -1), "sharper than that of AdamW and sharper than that of the random mask"),
+        ([52, 60, 68], [80, 90, 99], (0, 1), "as flat as that of AdamW and flatter than that of the random mask"),
     ],
 )
 def test_flatness_is_judged_beyond_the_seeds_too(fisher_traces, random_traces, expected, words):
@@ -145,6 +148,22 @@ def test_flatness_is_judged_beyond_the_seeds_too(fisher_traces, random_traces, e
     assert (verdict.flatter_than_base, verdict.flatter_than_random) == expected
     assert verdict.flattest == (expected == (1, 1))
     assert words in sentences(verdict, MADE_UP)
+
+
+def test_flatness_is_judged_at_the_best_rate_of_the_base():
+    scores = {
+        (ADAMW, 0.01): [1.9] * 3,
+        (ADAMW, 0.02): [1.7] * 3,
+        **{(method, 0.01): [1.8] * 3 for method in (FISHER, SECOND_MOMENT, RANDOM)},
+    }
+    results = made_up_results(scores)
+    settings = traced(MADE_UP, [run for runs in results.runs.values() for run in runs])
+    assert set(settings) == {(ADAMW, 0.02)} | {(m, lr) for m in (FISHER, SECOND_MOMENT, RANDOM) for lr in MADE_UP.lrs}
+    # Sharp at its own best rate, flat at that of the base: the second is what counts.
+    traces = {setting: [100.0] * 3 for setting in settings} | {(FISHER, 0.01): [900.0] * 3, (FISHER, 0.02): [10.0] * 3}
+    verdict, _ = judge(replace(results, traces=traces))
+    assert verdict.flattest
+    assert "At 0.02, the best rate of AdamW" in sentences(verdict, MADE_UP)
 
 
 def test_gain_over_a_control_at_the_end_of_the_grid_is_said_with_care():
@@ -181,11 +200,11 @@ def test_best_learning_rate_is_chosen_on_validation_and_never_a_diverged_one():
             # Better on test, worse on validation: must lose.
             runs.append(replace(made_up_run(method, 0.01, seed, 2.0), test=0.5))
             runs.append(made_up_run(method, 0.02, seed, 1.9))
-    assert {at_best[0].job.lr for at_best in best_runs(MADE_UP, runs).values()} == {0.02}
+    assert set(best_lrs(MADE_UP, runs).values()) == {0.02}
     diverged = [replace(run, curve=(1.0, float("nan"))) if run.job.lr == 0.02 and run.job.seed else run for run in runs]
-    assert {at_best[0].job.lr for at_best in best_runs(MADE_UP, diverged).values()} == {0.01}
+    assert set(best_lrs(MADE_UP, diverged).values()) == {0.01}
     accuracy = replace(MADE_UP, higher_is_better=True)
-    assert {at_best[0].job.lr for at_best in best_runs(accuracy, runs).values()} == {0.01}
+    assert set(best_lrs(accuracy, runs).values()) == {0.01}
 
 
 def test_collect_keeps_score_time_and_bytes_apart():
@@ -226,7 +245,7 @@ def plain_console(width: int = 80) -> tuple[Console, io.StringIO]:
 def test_table_fits_eighty_columns_and_marks_one_best_a_part():
     results = made_up_results(
         {(method, 0.01): [1.801, 1.812, 1.833] for method in MADE_UP.methods},
-        {method: [900.0, 1000.0, 1100.0] for method in MADE_UP.methods},
+        {method: [1000.0, 2000.0, 3000.0] for method in MADE_UP.methods},
     )
     accuracy = replace(results, part=replace(MADE_UP, higher_is_better=True, title=FULL.parts[0].title))
     console, stream = plain_console()
@@ -234,7 +253,7 @@ def test_table_fits_eighty_columns_and_marks_one_best_a_part():
     lines = stream.getvalue().splitlines()
     assert "…" not in stream.getvalue()
     _, row = (line.split() for line in lines if line.strip().startswith("AdmIRE, second moment"))
-    assert row == ["AdmIRE,", "second", "moment", "0.01", "1.815", "±", "0.016", "1000", "±", "100", "0.0250", "10.00"]
+    assert row == ["AdmIRE,", "second", "moment", "0.01", "1.815", "±", "0.016", "2000", "±", "1000", "0.0250", "10.00"]
 
 
 def test_report_names_where_ire_helped_and_where_not():
@@ -249,9 +268,9 @@ def test_report_names_where_ire_helped_and_where_not():
         printed.append(stream.getvalue())
     assert all("AdmIRE, Fisher: helped" in text for text in printed)
     assert all("Test score better than both controls: AdmIRE, Fisher." in text for text in printed)
-    assert "Minimum flatter than both controls: AdmIRE, second moment." in printed[0]
+    assert "Minimum flatter than both controls, at the same learning rate: AdmIRE, second moment." in printed[0]
     assert "Neither, or not beyond the spread of the seeds: none." in printed[0]
-    assert "Minimum flatter than both controls: AdmIRE, Fisher." in printed[1]
+    assert "Minimum flatter than both controls, at the same learning rate: AdmIRE, Fisher." in printed[1]
     assert "Neither, or not beyond the spread of the seeds: AdmIRE, second moment." in printed[1]
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from torch_ire.demo.config import Method
-from torch_ire.demo.results import Estimate, PartResults, judge, mean_curve
+from torch_ire.demo.results import PartResults, judge, mean_curve
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,10 @@ def draw_flatness(axes: Axes, results: PartResults) -> None:
     """Test metric against Hessian trace: one small mark a seed, one large mark for their mean."""
     for row in results.rows:
         ink = ink_of(row.method)
-        tests = [run.test for run in row.runs]
-        axes.scatter(row.traces, tests, s=22, color=ink.color, marker=ink.marker, alpha=0.45, linewidth=0)
-        mean = Estimate.over(row.traces).mean
-        axes.scatter(
-            [mean],
-            [row.score.mean],
-            s=110,
-            color=ink.color,
-            marker=ink.marker,
-            edgecolor="white",
-            label=row.method.name,
-        )
-    if all(trace > 0 for row in results.rows for trace in row.traces):
+        traces = results.traces[row.method, row.lr]
+        axes.scatter(traces, [run.test for run in row.runs], s=22, color=ink.color, marker=ink.marker, alpha=0.45, lw=0)
+        axes.scatter([row.trace.mean], [row.score.mean], s=110, color=ink.color, marker=ink.marker, edgecolor="white")
+    if all(trace > 0 for row in results.rows for trace in results.traces[row.method, row.lr]):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda trace, _: f"{trace:g}"))

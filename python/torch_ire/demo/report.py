@@ -45,7 +45,7 @@ def build_table(parts: Sequence[PartResults]) -> Table:
         title=f"Mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}", box=SIMPLE, collapse_padding=True
     )
     table.add_column("method", no_wrap=True)
-    for heading in ("best\nlr", "score on\ntest data", "Hessian\ntrace", "s per\nstep", "bytes per\nparam."):
+    for heading in ("best\nlr", "score on\ntest data", "Hessian\ntrace", "s per\nstep", "bytes/\nparam."):
         table.add_column(heading, justify="right", no_wrap=True)
     for results in parts:
         part = results.part
@@ -104,18 +104,18 @@ def print_report(console: Console, parts: Sequence[PartResults]) -> None:
     flattest = [v for _, v in verdicts if v.flattest]
     neither = [v for _, v in verdicts if v not in helped and v not in flattest]
     console.print(f"Test score better than both controls: {_names(helped)}.", style="bold")
-    console.print(f"Minimum flatter than both controls: {_names(flattest)}.", style="bold")
+    console.print(f"Minimum flatter than both controls, at the same learning rate: {_names(flattest)}.", style="bold")
     console.print(f"Neither, or not beyond the spread of the seeds: {_names(neither)}.", style="bold")
 
 
 def _flatness(verdict: Verdict) -> str:
-    base = verdict.base.method.name
-    against_base = {1: f"flatter than with {base}", 0: f"as flat as with {base}", -1: f"sharper than with {base}"}
-    against_random = {1: "flatter than with", 0: "as flat as with", -1: "sharper than with"}
-    traces = [format_trace(row.trace) for row in (verdict.row, verdict.base, verdict.random)]
+    base = verdict.base
+    words = {1: "flatter than", 0: "as flat as", -1: "sharper than"}
+    mine, of_base, of_random = map(format_trace, verdict.traces)
     return (
-        f"Its minimum is {against_base[verdict.flatter_than_base]} and "
-        f"{against_random[verdict.flatter_than_random]} the random mask: Hessian trace {', '.join(traces)}."
+        f"At {base.lr:g}, the best rate of {base.method.name}, its minimum is {words[verdict.flatter_than_base]} that "
+        f"of {base.method.name} and {words[verdict.flatter_than_random]} that of the random mask: Hessian trace {mine}, "
+        f"{of_base} and {of_random}."
     )
 
 

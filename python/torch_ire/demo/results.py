@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch_ire.demo.config import Method, Part
 from torch_ire.demo.training import Run
 
+# A method at one learning rate.
+Setting = tuple[Method, float]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -38,7 +41,7 @@ class Row:
         lr: that learning rate.
         runs: one a seed.
         score: the part's metric on the test split.
-        traces: Hessian trace of each run.
+        trace: Hessian trace over the seeds.
         seconds_per_step: over the runs of every learning rate.
         optimizer_bytes: bytes a parameter.
     """
@@ -47,14 +50,9 @@ class Row:
     lr: float
     runs: tuple[Run, ...]
     score: Estimate
-    traces: tuple[float, ...]
+    trace: Estimate
     seconds_per_step: float
     optimizer_bytes: float
-
-    @property
-    def trace(self) -> Estimate:
-        """Hessian trace over the seeds."""
-        return Estimate.over(self.traces)
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,14 @@ class PartResults:
         part: its settings.
         rows: one a method, in the order of ``part.methods``.
         runs: of every method and learning rate, one a seed.
+        traces: Hessian traces at ``traced`` settings, one a seed.
         resolution: smallest difference of the metric that the test split can show.
     """
 
     part: Part
     rows: tuple[Row, ...]
-    runs: Mapping[tuple[Method, float], tuple[Run, ...]]
+    runs: Mapping[Setting, tuple[Run, ...]]
+    traces: Mapping[Setting, tuple[float, ...]]
     resolution: float
 
     def row(self, method: Method) -> Row:
@@ -83,38 +83,65 @@ class PartResults:
         return Estimate.over([run.test for run in self.runs[method, lr]])
 
 
-def best_runs(part: Part, runs: Sequence[Run]) -> dict[Method, tuple[Run, ...]]:
-    """The runs of each method at its best learning rate: best mean over the seeds, on the validation split.
+def best_lrs(part: Part, runs: Sequence[Run]) -> dict[Method, float]:
+    """The best learning rate of each method: best mean over the seeds, on the validation split.
 
     A learning rate at which any seed diverged is the last choice; between equals the smaller one wins.
     """
-    by_setting = _by_setting(runs)
-    best = {}
-    for method in part.methods:
-        candidates = [by_setting[method, lr] for lr in part.lrs]
-        best[method] = min(candidates, key=lambda at_lr: _penalty(part, fmean(run.curve[-1] for run in at_lr)))
-    return best
+    by_setting = by_settings(runs)
+
+    def penalty(setting: Setting) -> float:
+        metric = fmean(run.curve[-1] for run in by_setting[setting])
+        if not np.isfinite(metric):
+            return float("inf")
+        return -metric if part.higher_is_better else metric
+
+    return {method: min(part.lrs, key=lambda lr: penalty((method, lr))) for method in part.methods}
+
+
+def traced(part: Part, runs: Sequence[Run]) -> list[Setting]:
+    """Settings whose Hessian trace is wanted: each method at its own best learning rate and at that of its base.
+
+    A lower rate alone ends in a sharper minimum, so flatness is judged where all have the same rate.
+    """
+    best = best_lrs(part, runs)
+    own = [(method, lr) for method, lr in best.items()]
+    at_base = [(method, best[part.control(method, "base")]) for method in part.methods]
+    return list(dict.fromkeys(own + at_base))
 
 
 def collect(
-    part: Part, runs: Sequence[Run], traces: Mapping[Method, Sequence[float]], resolution: float
+    part: Part, runs: Sequence[Run], traces: Mapping[Setting, Sequence[float]], resolution: float
 ) -> PartResults:
-    """The results of a part from all its runs and the traces of the best ones."""
+    """The results of a part from all its runs and the traces at the ``traced`` settings."""
+    by_setting = by_settings(runs)
     rows = []
-    for method, at_best in best_runs(part, runs).items():
+    for method, lr in best_lrs(part, runs).items():
         mine = [run for run in runs if run.job.method == method]
+        at_best = by_setting[method, lr]
         rows.append(
             Row(
                 method=method,
-                lr=at_best[0].job.lr,
+                lr=lr,
                 runs=at_best,
                 score=Estimate.over([run.test for run in at_best]),
-                traces=tuple(traces[method]),
+                trace=Estimate.over(traces[method, lr]),
                 seconds_per_step=float(np.median([run.seconds_per_step for run in mine])),
                 optimizer_bytes=max(run.optimizer_bytes for run in mine),
             )
         )
-    return PartResults(part, tuple(rows), _by_setting(runs), resolution)
+    return PartResults(
+        part, tuple(rows), by_setting, {key: tuple(values) for key, values in traces.items()}, resolution
+    )
+
+
+def by_settings(runs: Sequence[Run]) -> dict[Setting, tuple[Run, ...]]:
+    """Runs by method and learning rate, in the order of their seeds."""
+    settings: dict[Setting, tuple[Run, ...]] = {}
+    for run in runs:
+        key = run.job.method, run.job.lr
+        settings[key] = (*settings.get(key, ()), run)
+    return settings
 
 
 def mean_curve(runs: Sequence[Run]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -144,8 +171,9 @@ class Verdict:
         ahead_of_base_at: learning rates at which the method beats the base run at that same rate.
         behind_base_at: learning rates at which the base beats it.
         ahead_of_random_at: learning rates at which it beats the random mask run at that same rate.
-        flatter_than_base: 1 if its Hessian trace is below that of the base by more than the seeds spread, -1 if it is
-            above by more, else 0.
+        traces: Hessian traces of method, base and random mask, all at the base's best learning rate.
+        flatter_than_base: 1 if its trace is below that of the base by more than the seeds spread, -1 if it is above by
+            more, else 0.
         flatter_than_random: the same against the random mask.
     """
 
@@ -156,6 +184,7 @@ class Verdict:
     ahead_of_base_at: tuple[float, ...]
     behind_base_at: tuple[float, ...]
     ahead_of_random_at: tuple[float, ...]
+    traces: tuple[Estimate, Estimate, Estimate]
     flatter_than_base: int
     flatter_than_random: int
 
@@ -194,6 +223,7 @@ def judge(results: PartResults) -> list[Verdict]:
         row, base_row, random_row = results.row(method), results.row(base), results.row(random)
         against_base = {lr: beats(results.score_at(method, lr), results.score_at(base, lr)) for lr in part.lrs}
         against_random = {lr: beats(results.score_at(method, lr), results.score_at(random, lr)) for lr in part.lrs}
+        mine, of_base, of_random = (Estimate.over(results.traces[m, base_row.lr]) for m in (method, base, random))
         verdicts.append(
             Verdict(
                 row=row,
@@ -203,8 +233,9 @@ def judge(results: PartResults) -> list[Verdict]:
                 ahead_of_base_at=tuple(lr for lr in part.lrs if against_base[lr] > 0),
                 behind_base_at=tuple(lr for lr in part.lrs if against_base[lr] < 0),
                 ahead_of_random_at=tuple(lr for lr in part.lrs if against_random[lr] > 0),
-                flatter_than_base=compare(row.trace, base_row.trace, higher_is_better=False),
-                flatter_than_random=compare(row.trace, random_row.trace, higher_is_better=False),
+                traces=(mine, of_base, of_random),
+                flatter_than_base=compare(mine, of_base, higher_is_better=False),
+                flatter_than_random=compare(mine, of_random, higher_is_better=False),
             )
         )
     return verdicts
@@ -223,17 +254,3 @@ def _outcome(score: Estimate, against_base: int, against_random: int) -> Outcome
 def is_at_edge(part: Part, row: Row) -> bool:
     """Whether a method did best at an end of the grid, where a wider grid could do better."""
     return row.lr in (part.lrs[0], part.lrs[-1])
-
-
-def _by_setting(runs: Sequence[Run]) -> dict[tuple[Method, float], tuple[Run, ...]]:
-    settings: dict[tuple[Method, float], tuple[Run, ...]] = {}
-    for run in runs:
-        key = run.job.method, run.job.lr
-        settings[key] = (*settings.get(key, ()), run)
-    return settings
-
-
-def _penalty(part: Part, metric: float) -> float:
-    if not np.isfinite(metric):
-        return float("inf")
-    return -metric if part.higher_is_better else metric

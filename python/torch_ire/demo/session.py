@@ -17,9 +17,9 @@ from rich.progress import (
 )
 
 from torch_ire.demo import data, picture
-from torch_ire.demo.config import Method, Part, Plan
+from torch_ire.demo.config import Part, Plan
 from torch_ire.demo.report import print_report
-from torch_ire.demo.results import best_runs, collect
+from torch_ire.demo.results import Setting, by_settings, collect, traced
 from torch_ire.demo.sharpness import TraceJob, trace_of_run
 from torch_ire.demo.training import Job, Run, train
 from torch_ire.demo.workers import Workers
@@ -65,7 +65,7 @@ def run(plan: Plan, seeds: int, picture_path: Path, console: Console, workers: i
 
 def _measure(
     plan: Plan, seeds: int, pool: Workers, progress: Progress
-) -> tuple[dict[str, list[Run]], dict[str, dict[Method, list[float]]]]:
+) -> tuple[dict[str, list[Run]], dict[str, dict[Setting, list[float]]]]:
     jobs = [job for part in plan.parts for job in jobs_of(part, seeds)]
     bars: dict[str, TaskID] = {
         part.name: progress.add_task(part.title, total=sum(job.part.steps for job in jobs if job.part == part))
@@ -76,17 +76,18 @@ def _measure(
     trace_jobs = [
         TraceJob(run, plan.probes)
         for part in plan.parts
-        for at_best_lr in best_runs(part, runs[part.name]).values()
-        for run in at_best_lr
+        for setting in traced(part, runs[part.name])
+        for run in by_settings(runs[part.name])[setting]
     ]
     bars["traces"] = progress.add_task("Hessian traces", total=len(trace_jobs))
     values = pool.run(trace_of_run, trace_jobs, lambda job, steps: progress.advance(bars["traces"], steps))
     # The last counts of a worker can still be on their way when its last result is here.
     for bar in progress.tasks:
         progress.update(bar.id, completed=bar.total)
-    traces: dict[str, dict[Method, list[float]]] = {part.name: {} for part in plan.parts}
-    for job, value in zip(trace_jobs, values, strict=True):
-        traces[job.run.job.part.name].setdefault(job.run.job.method, []).append(value)
+    traces: dict[str, dict[Setting, list[float]]] = {part.name: {} for part in plan.parts}
+    for trace_job, value in zip(trace_jobs, values, strict=True):
+        job = trace_job.run.job
+        traces[job.part.name].setdefault((job.method, job.lr), []).append(value)
     return runs, traces
 
 
