@@ -154,7 +154,7 @@ FULL = Plan(parts=(DIGITS, TEXT), seeds=3, probes=4)
 QUICK = Plan(
     parts=(
         replace(DIGITS, lrs=(0.03, 0.09), steps=60, evaluate_every=10, warmup_steps=10),
-        replace(TEXT, lrs=(0.002, 0.006), steps=100, evaluate_every=20, warmup_steps=10),
+        replace(TEXT, lrs=(0.002, 0.006), steps=90, evaluate_every=15, warmup_steps=10),
     ),
     seeds=2,
     probes=3,

@@ -66,7 +66,7 @@ def build_table(parts: Sequence[PartResults]) -> Table:
 
 
 def sentences(verdict: Verdict, part: Part) -> str:
-    """What a verdict rests on, in plain words."""
+    """What a verdict rests on, in plain words, one fact a line."""
     row, base, random = verdict.row, verdict.base, verdict.random
     meaning = {
         Outcome.HELPED: "Ahead of both controls by more than the seeds spread.",
@@ -77,18 +77,26 @@ def sentences(verdict: Verdict, part: Part) -> str:
         Outcome.HARMED: f"Behind a tuned {base.method.name} by more than the seeds spread.",
         Outcome.UNKNOWN: "One seed has no spread, so this says nothing; use --seeds 3.",
     }[verdict.outcome]
-    scores = (
-        f"{part.metric.capitalize()} {format_score(part, row.score)}; {base.method.name} "
-        f"{format_score(part, base.score)}, random mask {format_score(part, random.score)}."
-    )
-    at_equal_rates = (
-        f"At equal learning rates: ahead of {base.method.name} at {_rates(verdict.ahead_of_base_at)}, behind it at "
-        f"{_rates(verdict.behind_base_at)}; ahead of the random mask at {_rates(verdict.ahead_of_random_at)}."
-    )
-    words = [scores, meaning, at_equal_rates, _flatness(verdict)]
+    flatness = {1: "flatter than", 0: "as flat as", -1: "sharper than"}
+    trace, base_trace, random_trace = map(format_trace, verdict.traces)
+    lines = [
+        (
+            f"{part.metric.capitalize()} {format_score(part, row.score)}; {base.method.name} "
+            f"{format_score(part, base.score)}, random mask {format_score(part, random.score)}."
+        ),
+        meaning,
+        (
+            f"At equal rates: ahead of {base.method.name} at {_rates(verdict.ahead_of_base_at)}, behind it at "
+            f"{_rates(verdict.behind_base_at)}, ahead of the random mask at {_rates(verdict.ahead_of_random_at)}."
+        ),
+        (
+            f"Hessian trace at {base.lr:g}: {trace}; {flatness[verdict.flatter_than_base]} {base.method.name} "
+            f"({base_trace}), {flatness[verdict.flatter_than_random]} the random mask ({random_trace})."
+        ),
+    ]
     if verdict.outcome is Outcome.HELPED and (is_at_edge(part, base) or is_at_edge(part, random)):
-        words.append("A control did best at the end of the learning rates: with more of them it could catch up.")
-    return " ".join(words)
+        lines.append("A control did best at the end of the learning rates: with more of them it could catch up.")
+    return "\n".join(lines)
 
 
 def print_report(console: Console, parts: Sequence[PartResults]) -> None:
@@ -106,17 +114,6 @@ def print_report(console: Console, parts: Sequence[PartResults]) -> None:
     console.print(f"Test score better than both controls: {_names(helped)}.", style="bold")
     console.print(f"Minimum flatter than both controls, at the same learning rate: {_names(flattest)}.", style="bold")
     console.print(f"Neither, or not beyond the spread of the seeds: {_names(neither)}.", style="bold")
-
-
-def _flatness(verdict: Verdict) -> str:
-    base = verdict.base
-    words = {1: "flatter than", 0: "as flat as", -1: "sharper than"}
-    mine, of_base, of_random = map(format_trace, verdict.traces)
-    return (
-        f"At {base.lr:g}, the best rate of {base.method.name}, its minimum is {words[verdict.flatter_than_base]} that "
-        f"of {base.method.name} and {words[verdict.flatter_than_random]} that of the random mask: Hessian trace {mine}, "
-        f"{of_base} and {of_random}."
-    )
 
 
 def _names(verdicts: Sequence[Verdict]) -> str:
