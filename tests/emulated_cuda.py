@@ -47,7 +47,10 @@ def build(which: str) -> Path:
     ]  # fmt: skip
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (configure, ["cmake", "--build", str(folder), "--parallel", "2", "--target", "torch_ire_emulated"]):
+        for command in (
+            configure,
+            ["cmake", "--build", str(folder), "--parallel", "2", "--target", "torch_ire_emulated"],
+        ):
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
     return folder / "tests" / "cuda_emulation" / "libtorch_ire_emulated.so"

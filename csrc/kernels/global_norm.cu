@@ -7,8 +7,8 @@
 namespace torch_ire {
 namespace {
 
-// grid: kReduceBlocks or fewer, striding over the chunks; block: any number of whole warps. Squares of float32 in double
-// neither round nor overflow.
+// grid: kReduceBlocks or fewer, striding over the chunks; block: any number of whole warps. Squares of float32 in
+// double neither round nor overflow.
 template <class T, bool kWeighted>
 __global__ void __launch_bounds__(kStreamThreads)
     sum_of_squares_kernel(TORCH_IRE_GRID_CONSTANT(SpanPack<GlobalNormSpan<T>>) pack, uint32_t chunks,
@@ -72,10 +72,10 @@ cudaError_t launch_global_norm(const std::vector<GlobalNormSpan<T>>& spans, bool
   return cudaGetLastError();
 }
 
-#define TORCH_IRE_INSTANTIATE(T)                                                                       \
-  template int64_t global_norm_partials<T>(size_t);                                                    \
-  template cudaError_t launch_global_norm<T>(const std::vector<GlobalNormSpan<T>>&, bool, double*, \
-                                             opmath_t<T>*, cudaStream_t);
+#define TORCH_IRE_INSTANTIATE(T)                                                                                 \
+  template int64_t global_norm_partials<T>(size_t);                                                              \
+  template cudaError_t launch_global_norm<T>(const std::vector<GlobalNormSpan<T>>&, bool, double*, opmath_t<T>*, \
+                                             cudaStream_t);
 TORCH_IRE_INSTANTIATE(float)
 TORCH_IRE_INSTANTIATE(double)
 TORCH_IRE_INSTANTIATE(bfloat16)
