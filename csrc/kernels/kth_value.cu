@@ -42,8 +42,12 @@ struct Workspace {
 int64_t num_sampled(int64_t total) {
   return total <= kSampledElems ? 0 : sample_size(total, kMaxSample);
 }
+// Twice what the bracket holds if the sample is as good as can be expected.
 int64_t num_gathered(int64_t total) {
-  return std::min(total, kMaxGathered);
+  const int64_t samples = num_sampled(total);
+  if (samples == 0) return total;
+  const double expected = kDeviations * static_cast<double>(total) / std::sqrt(static_cast<double>(samples));
+  return std::min(kMaxGathered, static_cast<int64_t>(2.0 * expected));
 }
 
 // grid: any, striding over the samples; the samples that lie in other launches' tensors are left to those
@@ -110,12 +114,9 @@ __global__ void __launch_bounds__(kStreamThreads)
     const Chunk chunk = chunk_of_block(pack, block);
     const T* const x = pack.spans[chunk.span].x;
     unsigned below_here = 0, up_to_low_here = 0, up_to_high_here = 0;
-    walk_chunk<kLanes>(chunk, is_aligned<kLanes>(x), [&](auto n, int64_t i) {
-      constexpr int N = decltype(n)::value;
-      const Lanes<T, N> lanes = load_lanes<N>(x + i);
-      TORCH_IRE_UNROLL(N)
-      for (int j = 0; j < N; ++j) {
-        const Key key = score_key<score>(lanes.lane[j]);
+    read_chunk<kLanes>(chunk, x, [&](const auto& lanes) {
+      for (const T element : lanes.lane) {
+        const Key key = score_key<score>(element);
         below_here += key < bracket.low;
         up_to_low_here += key <= bracket.low;
         up_to_high_here += key <= bracket.high;
@@ -220,12 +221,8 @@ __global__ void __launch_bounds__(kStreamThreads)
   } else {
     for (uint32_t block = blockIdx.x; block < chunks; block += gridDim.x) {
       const Chunk chunk = chunk_of_block(pack, block);
-      const T* const x = pack.spans[chunk.span].x;
-      walk_chunk<kLanes>(chunk, is_aligned<kLanes>(x), [&](auto n, int64_t i) {
-        constexpr int N = decltype(n)::value;
-        const Lanes<T, N> lanes = load_lanes<N>(x + i);
-        TORCH_IRE_UNROLL(N)
-        for (int j = 0; j < N; ++j) count(score_key<score>(lanes.lane[j]));
+      read_chunk<kLanes>(chunk, pack.spans[chunk.span].x, [&](const auto& lanes) {
+        for (const T element : lanes.lane) count(score_key<score>(element));
       });
     }
   }
