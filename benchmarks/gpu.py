@@ -89,15 +89,18 @@ class Bench:
         print(line, flush=True)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random numbers on the device; never zeros, which some GPUs move faster."""
         return torch.randn(shape, device=self.device, dtype=dtype)
 
     def parameters(self, shapes: list[tuple[int, ...]]) -> list[torch.nn.Parameter]:
+        """Parameters with gradients."""
         params = [torch.nn.Parameter(self.normal(*shape)) for shape in shapes]
         for p in params:
             p.grad = self.normal(*p.shape)
         return params
 
     def one_large(self) -> list[tuple[int, ...]]:
+        """All elements in eight tensors."""
         return [(self.elements // 8,)] * 8
 
 

@@ -1,8 +1,8 @@
 """The CUDA operators on a machine without a GPU: compiled for the host, one fiber a thread (tests/cuda_emulation).
 
-Loading the library registers ``torch.ops.torch_ire_emulated``, which takes CPU tensors. With
-``TORCH_IRE_EMULATION=sanitize`` in the environment it is the build with AddressSanitizer and UndefinedBehaviorSanitizer,
-whose runtime must have been loaded first.
+Loading the library registers ``torch.ops.torch_ire_emulated``, which takes CPU tensors. TORCH_IRE_EMULATION=sanitize in
+the environment asks for the build with AddressSanitizer and UndefinedBehaviorSanitizer, whose runtime must have been
+loaded first.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,10 +22,10 @@ ptxas info    : Used 64 registers, used 1 barriers, 88 bytes smem
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[list[kernel_resources.Kernel]]:
+def kernels() -> list[kernel_resources.Kernel]:
     if NVCC is None:
         pytest.skip("needs nvcc to compile the kernels, none was found")
-    yield kernel_resources.resources(NVCC)
+    return kernel_resources.resources(NVCC)
 
 
 def test_every_source_has_kernels(kernels: list[kernel_resources.Kernel]) -> None:
