@@ -48,7 +48,8 @@ endif()
 # Flags of a target with CUDA sources.
 function(torch_ire_cuda_flags target)
   # without compression every kernel carries its parameters as tens of kilobytes of zeros for each architecture
-  set(flags -Xfatbin=-compress-all)
+  # (std::numeric_limits in device code needs the relaxed rule)
+  set(flags -Xfatbin=-compress-all --expt-relaxed-constexpr)
   if(TORCH_IRE_WERROR)
     list(APPEND flags -Werror all-warnings)
   endif()

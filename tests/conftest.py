@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -31,6 +32,16 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     emulated_cuda.configure()
     monkeypatch.setattr(registration, "namespace", torch.ops.torch_ire_emulated)
     return torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["cpu", "emulated"])
+def host_implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For modules whose tests make tensors of the CPU: each implementation of the operators that takes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "emulated":
+            emulated_cuda.configure()
+            patch.setattr(registration, "namespace", torch.ops.torch_ire_emulated)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

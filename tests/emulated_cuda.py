@@ -1,7 +1,7 @@
 """The CUDA operators on a machine without a GPU: compiled for the host, one fiber a thread (tests/cuda_emulation).
 
-Loading the library registers ``torch.ops.torch_ire_emulated``, which takes CPU tensors. ``TORCH_IRE_EMULATION=sanitize``
-in the environment selects the build with AddressSanitizer and UndefinedBehaviorSanitizer, whose runtime must have been
+Loading the library registers ``torch.ops.torch_ire_emulated``, which takes CPU tensors. TORCH_IRE_EMULATION=sanitize in
+the environment asks for the build with AddressSanitizer and UndefinedBehaviorSanitizer, whose runtime must have been
 loaded first.
 """
 
@@ -47,7 +47,10 @@ def build(which: str) -> Path:
     ]  # fmt: skip
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (configure, ["cmake", "--build", str(folder), "--parallel", "2", "--target", "torch_ire_emulated"]):
+        for command in (
+            configure,
+            ["cmake", "--build", str(folder), "--parallel", "2", "--target", "torch_ire_emulated"],
+        ):
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
     return folder / "tests" / "cuda_emulation" / "libtorch_ire_emulated.so"

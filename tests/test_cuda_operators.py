@@ -106,9 +106,11 @@ def masks_of(score: str) -> Callable[[Lists], Call]:
     def call(x: Lists) -> Call:
         scores = x.normal()
         for values in scores:
-            values[::5] = torch.tensor([0.25, -0.0, torch.nan, torch.inf]).repeat(values[::5].numel() // 4 + 1)[
-                : values[::5].numel()
-            ].to(values.dtype)
+            values[::5] = (
+                torch.tensor([0.25, -0.0, torch.nan, torch.inf])
+                .repeat(values[::5].numel() // 4 + 1)[: values[::5].numel()]
+                .to(values.dtype)
+            )
         return (x.masks(), scores, torch.tensor(0.25, dtype=x.dtype)), {"score": score}
 
     return call

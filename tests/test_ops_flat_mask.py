@@ -15,6 +15,8 @@ from tolerances import DTYPES
 from torch_ire import ops, reference
 from torch_ire.packed_mask import memory_order
 
+pytestmark = pytest.mark.usefixtures("host_implementation")
+
 Function = Callable[..., None]
 
 

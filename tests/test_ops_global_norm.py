@@ -15,6 +15,8 @@ from selection_data import SHAPES
 from tolerances import DTYPES, assert_within_ulps, opmath_dtype
 from torch_ire import ops, reference
 
+pytestmark = pytest.mark.usefixtures("host_implementation")
+
 
 def exact_norm(tensors: list[Tensor], weights: list[Tensor]) -> float:
     """The sum of squares in rational numbers, the root in double."""

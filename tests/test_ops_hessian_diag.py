@@ -14,6 +14,8 @@ from selection_data import SHAPES, assert_same_number, tensor_lists
 from tolerances import DTYPES, assert_within_ulps, opmath_dtype
 from torch_ire import ops, reference
 
+pytestmark = pytest.mark.usefixtures("host_implementation")
+
 
 def states_for(grads: list[Tensor], seed: int) -> list[Tensor]:
     """Means of which some have seen no estimate yet."""

@@ -12,6 +12,8 @@ from selection_data import CHUNK, SCORES, SHAPES, assert_same_number, sorted_sco
 from tolerances import DTYPES
 from torch_ire import ops, reference
 
+pytestmark = pytest.mark.usefixtures("host_implementation")
+
 # from this many coordinates on the native operator samples before it counts
 SAMPLED = 40_000
 

@@ -14,6 +14,8 @@ from tolerances import DTYPES, assert_within_ulps, opmath_dtype
 from torch_ire import ops, reference
 from torch_ire.counter_rng import mix64, uniform_open
 
+pytestmark = pytest.mark.usefixtures("host_implementation")
+
 BLOCK = 1024
 # how far from the border between two classes, in probability, rounding may move it
 EPS = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6, torch.float64: 1e-13}

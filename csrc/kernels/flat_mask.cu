@@ -64,8 +64,8 @@ cudaError_t launch_flat_mask(const std::vector<FlatMaskSpan<T>>& spans, const De
   });
 }
 
-#define TORCH_IRE_INSTANTIATE(T, score)                                                                             \
-  template cudaError_t launch_flat_mask<T, score>(const std::vector<FlatMaskSpan<T>>&, const DeviceScalar&,        \
+#define TORCH_IRE_INSTANTIATE(T, score)                                                                     \
+  template cudaError_t launch_flat_mask<T, score>(const std::vector<FlatMaskSpan<T>>&, const DeviceScalar&, \
                                                   cudaStream_t);
 #define TORCH_IRE_INSTANTIATE_SCORES(T)     \
   TORCH_IRE_INSTANTIATE(T, Score::value)    \

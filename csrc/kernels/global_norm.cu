@@ -7,8 +7,12 @@
 namespace torch_ire {
 namespace {
 
-// grid: kReduceBlocks or fewer, striding over the chunks; block: any number of whole warps. Squares of float32 in double
-// neither round nor overflow.
+__device__ inline double square(double v) {
+  return v * v;
+}
+
+// grid: kReduceBlocks or fewer, striding over the chunks; block: any number of whole warps. Squares of float32 in
+// double neither round nor overflow.
 template <class T, bool kWeighted>
 __global__ void __launch_bounds__(kStreamThreads)
     sum_of_squares_kernel(TORCH_IRE_GRID_CONSTANT(SpanPack<GlobalNormSpan<T>>) pack, uint32_t chunks,
@@ -18,19 +22,21 @@ __global__ void __launch_bounds__(kStreamThreads)
   for (uint32_t block = blockIdx.x; block < chunks; block += gridDim.x) {
     const Chunk chunk = chunk_of_block(pack, block);
     const GlobalNormSpan<T>& s = pack.spans[chunk.span];
-    const bool aligned = is_aligned<kLanes>(s.x) && is_aligned<kLanes>(s.weights);
-    walk_chunk<kLanes>(chunk, aligned, [&](auto n, int64_t i) {
-      constexpr int N = decltype(n)::value;
-      const Lanes<T, N> x = load_lanes<N>(s.x + i);
-      Lanes<T, N> weights;
-      if constexpr (kWeighted) weights = load_lanes<N>(s.weights + i);
-      TORCH_IRE_UNROLL(N)
-      for (int k = 0; k < N; ++k) {
-        double v = static_cast<double>(to_opmath(x.lane[k]));
-        if constexpr (kWeighted) v *= static_cast<double>(to_opmath(weights.lane[k]));
-        sum += v * v;
-      }
-    });
+    if constexpr (kWeighted) {
+      const bool aligned = is_aligned<kLanes>(s.x) && is_aligned<kLanes>(s.weights);
+      walk_chunk<kLanes>(chunk, aligned, [&](auto n, int64_t i) {
+        constexpr int N = decltype(n)::value;
+        const Lanes<T, N> x = load_lanes<N>(s.x + i);
+        const Lanes<T, N> weights = load_lanes<N>(s.weights + i);
+        TORCH_IRE_UNROLL(N)
+        for (int k = 0; k < N; ++k)
+          sum += square(static_cast<double>(to_opmath(x.lane[k])) * static_cast<double>(to_opmath(weights.lane[k])));
+      });
+    } else {
+      read_chunk<kLanes>(chunk, s.x, [&](const auto& x) {
+        for (const T element : x.lane) sum += square(static_cast<double>(to_opmath(element)));
+      });
+    }
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
@@ -72,10 +78,10 @@ cudaError_t launch_global_norm(const std::vector<GlobalNormSpan<T>>& spans, bool
   return cudaGetLastError();
 }
 
-#define TORCH_IRE_INSTANTIATE(T)                                                                       \
-  template int64_t global_norm_partials<T>(size_t);                                                    \
-  template cudaError_t launch_global_norm<T>(const std::vector<GlobalNormSpan<T>>&, bool, double*, \
-                                             opmath_t<T>*, cudaStream_t);
+#define TORCH_IRE_INSTANTIATE(T)                                                                                 \
+  template int64_t global_norm_partials<T>(size_t);                                                              \
+  template cudaError_t launch_global_norm<T>(const std::vector<GlobalNormSpan<T>>&, bool, double*, opmath_t<T>*, \
+                                             cudaStream_t);
 TORCH_IRE_INSTANTIATE(float)
 TORCH_IRE_INSTANTIATE(double)
 TORCH_IRE_INSTANTIATE(bfloat16)

@@ -21,8 +21,8 @@ struct GlobalNormSpan {
 template <class T>
 int64_t global_norm_partials(size_t num_tensors);
 
-// The norm of the list into `norm`, one number; all spans have weights or none has. The order of the sum depends on the sizes alone: the same bits on every
-// GPU. One launch up to about 890 tensors, and a small one.
+// The norm of the list into `norm`, one number; all spans have weights or none has. The order of the sum depends on the
+// sizes alone: the same bits on every GPU. One launch up to about 890 tensors, and a small one.
 template <class T>
 cudaError_t launch_global_norm(const std::vector<GlobalNormSpan<T>>& spans, bool weighted, double* partials,
                                opmath_t<T>* norm, cudaStream_t stream);

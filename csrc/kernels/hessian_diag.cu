@@ -14,9 +14,9 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
   const Chunk chunk = chunk_of_block(pack, blockIdx.x);
   const HessianDiagSpan<T>& s = pack.spans[chunk.span];
   const bool aligned = is_aligned<kLanes>(s.hessian_diag) && is_aligned<kLanes>(s.grad);
-  const HessianDiagCoefficients<opmath> c{
-      static_cast<opmath>(1.0 / params.grad_scale.value()), static_cast<opmath>(params.num_predictions),
-      static_cast<opmath>(params.beta), static_cast<opmath>(1.0 - params.beta)};
+  const HessianDiagCoefficients<opmath> c{static_cast<opmath>(1.0 / params.grad_scale.value()),
+                                          static_cast<opmath>(params.num_predictions), static_cast<opmath>(params.beta),
+                                          static_cast<opmath>(1.0 - params.beta)};
   walk_chunk<kLanes>(chunk, aligned, [&](auto n, int64_t i) {
     constexpr int N = decltype(n)::value;
     const Lanes<T, N> grad = load_lanes<N>(s.grad + i);
@@ -37,7 +37,7 @@ cudaError_t launch_hessian_diag(const std::vector<HessianDiagSpan<T>>& spans, co
   });
 }
 
-#define TORCH_IRE_INSTANTIATE(T)                                                                                     \
+#define TORCH_IRE_INSTANTIATE(T)                                                                                    \
   template cudaError_t launch_hessian_diag<T>(const std::vector<HessianDiagSpan<T>>&, const HessianDiagCudaParams&, \
                                               cudaStream_t);
 TORCH_IRE_INSTANTIATE(float)

@@ -144,4 +144,24 @@ __device__ inline void walk_chunk(const Chunk& chunk, bool aligned, Body body) {
   for (int j = vectorised + first; j < chunk.count; j += stride) body(width<1>{}, chunk.begin + j);
 }
 
+// Calls body(lanes) for all elements of the chunk of an array that is only read: nothing else is in flight while a
+// thread waits, so it asks for several vectors before it looks at the first.
+template <int N, class T, class Body>
+__device__ inline void read_chunk(const Chunk& chunk, const T* array, Body body) {
+  const int stride = static_cast<int>(blockDim.x);
+  const int first = static_cast<int>(threadIdx.x);
+  const T* const x = array + chunk.begin;
+  const int vectorised = is_aligned<N>(array) ? chunk.count / N * N : 0;
+  for (int j = first * N; j < vectorised; j += stride * N * kVectorsInFlight) {
+    Lanes<T, N> lanes[kVectorsInFlight];
+    TORCH_IRE_UNROLL(kVectorsInFlight)
+    for (int u = 0; u < kVectorsInFlight; ++u)
+      if (j + u * stride * N < vectorised) lanes[u] = load_lanes<N>(x + j + u * stride * N);
+    TORCH_IRE_UNROLL(kVectorsInFlight)
+    for (int u = 0; u < kVectorsInFlight; ++u)
+      if (j + u * stride * N < vectorised) body(lanes[u]);
+  }
+  for (int j = vectorised + first; j < chunk.count; j += stride) body(load_lanes<1>(x + j));
+}
+
 }  // namespace torch_ire

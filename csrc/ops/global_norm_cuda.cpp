@@ -21,8 +21,8 @@ Tensor global_norm_cuda(const TensorList& tensors, const TensorList& weights) {
       spans[i] = {data_of<T>(tensors[i]), data_or_null<T>(weights, i), tensors[i].numel()};
     const Tensor partials =
         torch::stable::new_empty(tensors[0], {global_norm_partials<T>(tensors.size())}, ScalarType::Double);
-    check_cuda("global_norm", launch_global_norm(spans, !weights.empty(), data_of<double>(partials), data_of<opmath_t<T>>(norm),
-                                                 context.stream()));
+    check_cuda("global_norm", launch_global_norm(spans, !weights.empty(), data_of<double>(partials),
+                                                 data_of<opmath_t<T>>(norm), context.stream()));
   });
   return norm;
 }

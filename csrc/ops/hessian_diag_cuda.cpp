@@ -17,8 +17,8 @@ void hessian_diag_cuda(const TensorList& hessian_diags, const TensorList& grads,
     std::vector<HessianDiagSpan<T>> spans(grads.size());
     for (size_t i = 0; i < grads.size(); ++i)
       spans[i] = {data_of<opmath_t<T>>(hessian_diags[i]), data_of<T>(grads[i]), grads[i].numel()};
-    check_cuda("hessian_diag_", launch_hessian_diag(spans, {beta, num_predictions, device_scalar(grad_scale, 1.0)},
-                                                    context.stream()));
+    check_cuda("hessian_diag_",
+               launch_hessian_diag(spans, {beta, num_predictions, device_scalar(grad_scale, 1.0)}, context.stream()));
   });
 }
 

@@ -1,7 +1,5 @@
 #include "emulation.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -9,8 +7,36 @@
 #include <numeric>
 #include <string>
 
+#include "context.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
+#endif
+
+#if defined(__x86_64__)
+asm(R"(
+.text
+.hidden emulation_switch
+.globl emulation_switch
+.type emulation_switch, @function
+emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulation_switch, .-emulation_switch
+)");
 #endif
 
 namespace emulation {
@@ -29,7 +55,7 @@ constexpr unsigned char kGarbage = 0xcd;
 enum class State { kReady, kAtBlockBarrier, kInCollective, kDone };
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
   State state = State::kReady;
   void* fake_stack = nullptr;
@@ -53,7 +79,7 @@ std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<SharedBlock> shared_blocks;
 std::vector<uint64_t> dynamic_words;
 unsigned current = 0;
-ucontext_t scheduler;
+Context scheduler;
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
@@ -86,7 +112,7 @@ void end_switch([[maybe_unused]] void* saved, [[maybe_unused]] const void** bott
 void to_scheduler(bool last) {
   Fiber& fiber = *fibers[current];
   begin_switch(last ? nullptr : &fiber.fake_stack, scheduler_stack, scheduler_stack_bytes);
-  swapcontext(&fiber.context, &scheduler);
+  Context::go(fiber.context, scheduler);
   end_switch(fiber.fake_stack, &scheduler_stack, &scheduler_stack_bytes);
 }
 
@@ -95,7 +121,7 @@ void to_fiber(unsigned t) {
   current = t;
   thread_index = {t % block_dim.x, t / block_dim.x % block_dim.y, t / (block_dim.x * block_dim.y)};
   begin_switch(&scheduler_fake_stack, fiber.stack.get(), kStackBytes);
-  swapcontext(&scheduler, &fiber.context);
+  Context::go(scheduler, fiber.context);
   end_switch(scheduler_fake_stack, nullptr, nullptr);
 }
 
@@ -148,11 +174,7 @@ void run_block(unsigned threads) {
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = *fibers[t];
     fiber.state = State::kReady;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    fiber.context.prepare(fiber.stack.get(), kStackBytes, fiber_main);
   }
   unsigned done = 0, at_barrier = 0;
   while (done < threads && failure_text.empty()) {

@@ -9,9 +9,7 @@ namespace torch_ire {
 
 class CudaContext {
  public:
-  explicit CudaContext(const Tensor& tensor) {
-    TORCH_IRE_CHECK(tensor.is_cpu(), "emulation", "expected a CPU tensor");
-  }
+  explicit CudaContext(const Tensor& tensor) { TORCH_IRE_CHECK(tensor.is_cpu(), "emulation", "expected a CPU tensor"); }
   cudaStream_t stream() const { return nullptr; }
 };
 
