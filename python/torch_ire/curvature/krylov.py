@@ -35,6 +35,7 @@ class KrylovSpace:
         self.capacity = min(capacity, operator.size)
         self._probes = probes
         self._rows = torch.empty(self.capacity + 1, operator.size, dtype=operator.dtype, device=operator.device)
+        self._product = torch.empty_like(start)
         self._rows[0] = start / torch.linalg.vector_norm(start)
         self._matrix = torch.zeros(self.capacity + 1, self.capacity + 1, dtype=torch.float64)
         self.size = 0
@@ -65,8 +66,9 @@ class KrylovSpace:
             ValueError: where the operator turns out not symmetric.
         """
         count = self.size + 1
-        product = self.operator.matvec(self._rows[self.size]).clone()
-        step = lanczos_step_(self._rows, product, count=count).cpu()
+        # A copy, for the product may be the operator's own memory; into the same place, for fresh pages cost more.
+        self._product.copy_(self.operator.matvec(self._rows[self.size]))
+        step = lanczos_step_(self._rows, self._product, count=count).cpu()
         column, norm = step[:-1], float(step[-1])
         if not bool(torch.isfinite(step).all()):
             raise FloatingPointError(f"matvec {self.operator.num_matvecs}: the operator returned nan or inf")

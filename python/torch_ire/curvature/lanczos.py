@@ -102,7 +102,7 @@ def lanczos(
                 if space.full:
                     search.make_room(space)
                 space.expand()
-                advance(1, f"error bound {search.worst(space):.1e}")
+                advance(1, search.note)
         except KeyboardInterrupt:
             if space.size == 0:
                 raise
@@ -118,6 +118,7 @@ class _Search:
         self._locked = 0  # rows of the basis that hold found pairs while the second search runs
         self._found: _Pairs | None = None  # those pairs
         self.verified = False
+        self.note = ""  # for the progress bar
 
     def wanted(self, available: int, k: int) -> list[int]:
         """Positions of the wanted among `available` values in decreasing order."""
@@ -148,11 +149,10 @@ class _Search:
         smallest = torch.finfo(space.operator.dtype).eps ** (2 / 3)
         return self._tol * values.abs().clamp(min=smallest * space.scale)
 
-    def worst(self, space: KrylovSpace) -> float:
-        """Largest error bound relative to its value."""
-        pairs = self.pairs(space)
-        allowed = self.allowed(space, pairs.values).clamp(min=torch.finfo(torch.float64).tiny)
-        return float((pairs.bounds / allowed).max()) * self._tol
+    def _note_worst(self, space: KrylovSpace, pairs: _Pairs) -> None:
+        if len(pairs.values):
+            allowed = self.allowed(space, pairs.values).clamp(min=torch.finfo(torch.float64).tiny)
+            self.note = f"relative error at most {float((pairs.bounds / allowed).max()) * self._tol:.1e}"
 
     def good(self, space: KrylovSpace, pairs: _Pairs) -> bool:
         """Whether every wanted pair is there and within tolerance."""
@@ -168,6 +168,7 @@ class _Search:
             return self._second_search_done(space)
         pairs = self.pairs(space)
         if not self.good(space, pairs):
+            self._note_worst(space, pairs)
             return False
         if not self._verify:
             return True

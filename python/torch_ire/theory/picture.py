@@ -69,7 +69,7 @@ def _draw_paths(ax: Any, outcome: Outcome) -> None:
         inside = [point for point in points if abs(point[1]) <= 0.016] if "2" in name else points
         ax.plot(*zip(*inside, strict=True), marker=".", markersize=3, linewidth=0.7, color=f"C{number}", label=name)
     ax.set(xlabel="u", ylabel="v", xlim=(-0.05, 1.1), ylim=(-0.016, 0.016), title="A. Figure 1: L = (1 + u²) v² / 2")
-    ax.legend(fontsize=7, loc="lower left")
+    ax.legend(fontsize=7, loc="upper left")
 
 
 def _draw_laws(ax: Any, name: str, outcome: Outcome) -> None:
@@ -77,5 +77,9 @@ def _draw_laws(ax: Any, name: str, outcome: Outcome) -> None:
     for number, curve in enumerate(c for c in outcome.curves if c.panel == name):
         ax.loglog(curve.x, curve.predicted, "-", color=f"C{number}", linewidth=1.0)
         ax.loglog(curve.x, curve.measured, "o", color=f"C{number}", markersize=5, label=curve.label)
+    if name != "toy":  # less than a decade or two: name the points rather than the decades
+        points = sorted({float(x) for curve in outcome.curves if curve.panel == name for x in curve.x})
+        ax.set_xticks(points, [f"{x:g}" for x in points])
+        ax.set_xticks([], minor=True)
     ax.set(xlabel=horizontal, ylabel=vertical, title=title)
     ax.legend(fontsize=8, title="points: measured, lines: theory", title_fontsize=7)
