@@ -77,3 +77,21 @@ def test_interrupt_ends_quietly(monkeypatch, capsys):
     monkeypatch.setattr(torch_ire, "show_config", interrupted)
     assert cli.main(["config"]) == 130
     assert capsys.readouterr().err == "torch-ire: interrupted\n"
+
+
+@pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 1)])
+def test_theory_draws_and_says_whether_it_holds(holds, status, monkeypatch, tmp_path):
+    import torch_ire.theory
+
+    calls = []
+
+    def reproduce(picture, *, quick, seed):
+        calls.append((picture, quick, seed))
+        outcome = torch_ire.theory.Outcome()
+        outcome.compare("A", "u", 1.0 if holds else 2.0, 1.0, 0.1)
+        return outcome
+
+    monkeypatch.setattr(torch_ire.theory, "reproduce", reproduce)
+    assert cli.main(["theory", "--quick", "--seed", "3", "--out", str(tmp_path / "t.png")]) == status
+    assert cli.main(["theory"]) == status
+    assert calls == [(tmp_path / "t.png", True, 3), (Path("torch-ire-theory.png"), False, 0)]

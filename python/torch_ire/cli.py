@@ -27,6 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(command=_demo)
 
+    theory = commands.add_parser("theory", help="measure the paper's theory against its closed forms (2 minutes)")
+    theory.add_argument("--quick", action="store_true", help="fewer samples, no end-to-end runs")
+    theory.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default %(default)s)")
+    theory.add_argument("--out", type=Path, metavar="FILE.png", help="picture; none without matplotlib")
+    theory.set_defaults(command=_theory)
+
     config = commands.add_parser("config", help="say what was built and what is in use")
     config.set_defaults(command=_config)
     return parser
@@ -78,6 +84,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     seeds = arguments.seeds or plan.seeds
     run(plan, seeds, picture_path=arguments.out, console=Console(), workers=worker_count())
     return 0
+
+
+def _theory(arguments: argparse.Namespace) -> int:
+    from torch_ire.theory import reproduce
+
+    picture = arguments.out
+    if picture is None and find_spec("matplotlib") is not None:
+        picture = Path("torch-ire-theory.png")
+    outcome = reproduce(picture, quick=arguments.quick, seed=arguments.seed)
+    return 0 if all(line.holds for line in outcome.comparisons) else 1
 
 
 def _config(_: argparse.Namespace) -> int:
