@@ -8,6 +8,8 @@ import torch
 from tolerances import DTYPES
 from torch_ire import ops, reference
 
+pytestmark = pytest.mark.usefixtures("host_implementation")
+
 SIZES = (1, 7, 0, 2048, 8193, 9000)
 PRECISION = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 

@@ -7,6 +7,8 @@ import torch
 
 from torch_ire import ops, reference
 
+pytestmark = pytest.mark.usefixtures("host_implementation")
+
 PRECISION = {torch.float64: 1e-13, torch.float32: 3e-6}
 
 

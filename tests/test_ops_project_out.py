@@ -9,6 +9,8 @@ from torch import Tensor
 from tolerances import DTYPES
 from torch_ire import ops, reference
 
+pytestmark = pytest.mark.usefixtures("host_implementation")
+
 SIZES = (1, 7, 0, 4095, 4096, 4097, 8191, 8192, 8193, 20000)
 PRECISION = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
