@@ -266,7 +266,7 @@ def test_whole_demo_in_one_process(tmp_path):
     for method in (*TINY_DIGITS.methods, *TINY_TEXT.methods):
         assert method.name in printed
     assert printed.count("Only a test.") == 2
-    assert "Test score better than both controls:" in printed
+    assert "Better test score than both controls:" in printed
     assert "demo.png" in printed
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 

@@ -81,10 +81,10 @@ def draw_curves(axes: Axes, results: PartResults) -> None:
     _zoom(axes, results)
     if results.part.higher_is_better:
         axes.set_ylabel("validation accuracy, %  (up is better)")
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left")
     else:
         axes.set_ylabel("validation loss, nats  (down is better)")
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower left")
 
 
 def draw_flatness(axes: Axes, results: PartResults) -> None:
