@@ -81,7 +81,7 @@ def draw_curves(axes: Axes, results: PartResults) -> None:
     _zoom(axes, results)
     if results.part.higher_is_better:
         axes.set_ylabel("validation accuracy, %  (up is better)")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
     else:
         axes.set_ylabel("validation loss, nats  (down is better)")
         axes.legend(loc="lower left")
