@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -21,7 +22,7 @@ from torch_ire.demo import data as demo_data
 from torch_ire.demo import session
 from torch_ire.demo.config import DIGITS, TEXT, Method, Part, Plan
 from torch_ire.demo.models import CausalSelfAttention, CharTransformer, DigitsResNet
-from torch_ire.demo.sharpness import TraceJob, hessian_trace, trace_of_run
+from torch_ire.demo.sharpness import TraceJob, trace_of_run
 from torch_ire.demo.training import Job, Trainer, learning_rate, train
 from torch_ire.demo.workers import Workers, worker_count
 
@@ -235,13 +236,24 @@ def test_learning_rate_warms_up_and_decays():
 # --- sharpness --------------------------------------------------------------------------------------------------------
 
 
-def test_hessian_trace_of_a_quadratic():
-    generator = torch.Generator().manual_seed(0)
-    half = torch.randn(6, 6, generator=generator, dtype=torch.float64)
-    matrix = half @ half.T
-    x = torch.ones(6, dtype=torch.float64, requires_grad=True)
-    trace = hessian_trace(0.5 * x @ matrix @ x, [x], 2000, generator)
-    assert trace == pytest.approx(matrix.trace().item(), rel=0.05)
+def test_trace_of_a_softmax_regression_has_its_closed_form(datasets, monkeypatch):
+    """Its trace is the mean over the images x of (|x|^2 + 1) sum_c p_c (1 - p_c)."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    for module in ("sharpness", "training"):
+        monkeypatch.setattr(f"torch_ire.demo.{module}.build_model", lambda part: deepcopy(model))
+    run = train(Job(TINY_DIGITS, TINY_DIGITS.methods[0], 0.1, seed=0), datasets, lambda steps: None)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in run.weights.items()})
+    images, _ = datasets["digits"].train.spread(2 * TINY_DIGITS.batch_size)
+    shares = model(images).softmax(-1)
+    exact = ((images.square().sum((1, 2, 3)) + 1) * (shares * (1 - shares)).sum(-1)).mean().item()
+    estimate = trace_of_run(TraceJob(run, probes=300), datasets, lambda steps: None)
+    assert estimate == pytest.approx(exact, rel=0.05)
+
+
+def test_trace_of_a_diverged_run_is_not_a_number(datasets):
+    run = train(Job(TINY_TEXT, TINY_TEXT.methods[0], 5e-3, seed=0), datasets, lambda steps: None)
+    broken = replace(run, weights={name: array * np.float32("nan") for name, array in run.weights.items()})
+    assert np.isnan(trace_of_run(TraceJob(broken, probes=2), datasets, lambda steps: None))
 
 
 def test_trace_of_a_run_is_reproducible(datasets):
@@ -266,7 +278,7 @@ def test_whole_demo_in_one_process(tmp_path):
     for method in (*TINY_DIGITS.methods, *TINY_TEXT.methods):
         assert method.name in printed
     assert printed.count("Only a test.") == 2
-    assert "Test score better than both controls:" in printed
+    assert "Better test score than both controls:" in printed
     assert "demo.png" in printed
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 

@@ -110,10 +110,12 @@ def print_report(console: Console, parts: Sequence[PartResults]) -> None:
         console.print(Padding(Text(sentences(verdict, part)), (0, 0, 0, 2)))
     helped = [v for _, v in verdicts if v.outcome is Outcome.HELPED]
     flattest = [v for _, v in verdicts if v.flattest]
-    neither = [v for _, v in verdicts if v not in helped and v not in flattest]
-    console.print(f"Test score better than both controls: {_names(helped)}.", style="bold")
-    console.print(f"Minimum flatter than both controls, at the same learning rate: {_names(flattest)}.", style="bold")
-    console.print(f"Neither, or not beyond the spread of the seeds: {_names(neither)}.", style="bold")
+    flatter = [v for _, v in verdicts if v.flatter_than_base > 0 and not v.flattest]
+    neither = [v for _, v in verdicts if v not in helped + flattest + flatter]
+    console.print(f"Better test score than both controls: {_names(helped)}.", style="bold")
+    console.print(f"Flatter minimum than both controls, at equal rates: {_names(flattest)}.", style="bold")
+    console.print(f"Flatter minimum than the base, but so is that of a random mask: {_names(flatter)}.", style="bold")
+    console.print(f"None of these, or not beyond the spread of the seeds: {_names(neither)}.", style="bold")
 
 
 def _names(verdicts: Sequence[Verdict]) -> str:
