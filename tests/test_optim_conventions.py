@@ -234,10 +234,12 @@ def test_sparse_gradients_are_refused_before_anything_changes():
 BAD_ARGUMENTS = [
     ({"lr": -1.0}, "Invalid learning rate: -1.0"),
     ({"lr": torch.ones(2)}, "Tensor lr must be 1-element"),
+    ({"lr": torch.tensor(-1.0)}, "Invalid learning rate: -1.0"),
     ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
     ({"kappa": -1.0}, "Invalid kappa value: -1.0"),
     ({"kappa": float("nan")}, "Invalid kappa value: nan"),
     ({"kappa": torch.ones(3)}, "Tensor kappa must be 1-element"),
+    ({"kappa": torch.tensor(-2.0)}, "Invalid kappa value: -2.0"),
     ({"gamma": 1.5}, "Invalid gamma value: 1.5"),
     ({"gamma": -0.1}, "Invalid gamma value: -0.1"),
     ({"warmup_steps": -1}, "Invalid warmup_steps value: -1"),

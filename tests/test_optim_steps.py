@@ -174,6 +174,44 @@ def test_kappa_follows_the_learning_rate(lr):
     assert moved == pytest.approx([0.1 * 5, 0.2 * 5, 0.05 * 2], rel=1e-5)
 
 
+def test_the_largest_learning_rate_is_a_groups_own():
+    a = torch.nn.Parameter(torch.zeros(1))
+    ours = torch_ire.SGDIRE([a], lr=1.0, kappa_follows_lr=True, curvature="random")
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    handle = torch_ire.IRE(theirs, kappa_follows_lr=True, curvature="random")
+    for optimizer, summary in ((ours, ours.ire_summary), (theirs, handle.ire_summary)):
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+        optimizer.step()
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.01})
+        optimizer.step()
+        assert [group["ire_step"] for group in optimizer.param_groups] == [2, 2]
+        assert summary()["kappa_eff"] == [2.0, 2.0]
+
+
+def test_a_captured_step_replays_with_the_largest_learning_rate():
+    """It is kept where it lies in memory, and looking at the summary does not change it."""
+    p = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch_ire.SGDIRE([p], lr=torch.tensor(1.0), kappa_follows_lr=True, curvature="random")
+    (group,) = optimizer.param_groups
+    optimizer.step()
+    seen = group["ire_max_lr"]
+    group["lr"].fill_(2.0)
+    optimizer.ire_summary()
+    assert seen.item() == 1.0
+    optimizer.step()
+    assert group["ire_max_lr"] is seen
+    assert seen.item() == 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64])
+def test_a_tensor_learning_rate_of_any_dtype(dtype):
+    p = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch_ire.SGDIRE([p], lr=torch.tensor(2, dtype=dtype), kappa=torch.tensor(0, dtype=dtype))
+    p.grad = torch.ones(1)
+    optimizer.step()
+    assert p.item() == -2.0
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_native_and_reference_take_the_same_path(case):
     models = [small_model(), small_model()]

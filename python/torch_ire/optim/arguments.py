@@ -67,10 +67,9 @@ def ire_defaults(
 def check_ire_arguments(group: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` for the first IRE argument of a group that is out of its range."""
     kappa = group["kappa"]
-    if isinstance(kappa, Tensor):
-        if kappa.numel() != 1:
-            raise ValueError("Tensor kappa must be 1-element")
-    elif not kappa >= 0.0:
+    if isinstance(kappa, Tensor) and kappa.numel() != 1:
+        raise ValueError("Tensor kappa must be 1-element")
+    if not kappa >= 0.0:
         raise ValueError(f"Invalid kappa value: {kappa}")
     if not 0.0 <= group["gamma"] <= 1.0:
         raise ValueError(f"Invalid gamma value: {group['gamma']}")
@@ -102,20 +101,40 @@ def is_due(group: Mapping[str, Any]) -> bool:
     return since >= 0 and since % int(group["mask_interval"]) == 0 and bool(group["ire_mask_step"] != group["ire_step"])
 
 
-def enhancement(group: dict[str, Any]) -> float | Tensor:
-    """kappa_eff of the coming step: kappa, times ``lr / max lr seen`` where it follows the learning rate.
+def join_schedule(group: dict[str, Any], first: Mapping[str, Any]) -> None:
+    """Brings a new group to the step of those that there are; the largest learning rate seen is a group's own."""
+    group["ire_step"], group["ire_mask_step"] = first["ire_step"], first["ire_mask_step"]
 
-    Notes the learning rate. A tensor learning rate gives a tensor, without a device synchronisation.
+
+def note_learning_rate(group: dict[str, Any]) -> None:
+    """Keeps the largest learning rate, where kappa follows it; called once a step."""
+    lr: float | Tensor = group["lr"]
+    seen: float | Tensor = group["ire_max_lr"]
+    if not group["kappa_follows_lr"]:
+        return
+    if not isinstance(lr, Tensor):
+        group["ire_max_lr"] = max(float(seen), lr)
+    elif isinstance(seen, Tensor) and (seen.device, seen.dtype) == (lr.device, lr.dtype):
+        seen.copy_(torch.maximum(seen, lr.detach().reshape(())))  # in place: a captured step replays with this memory
+    else:
+        start = torch.as_tensor(seen, dtype=lr.dtype, device=lr.device)
+        group["ire_max_lr"] = torch.maximum(start, lr.detach().reshape(()))
+
+
+def enhancement(group: Mapping[str, Any]) -> float | Tensor:
+    """kappa_eff of a step: kappa, times ``lr / max lr seen`` where it follows the learning rate.
+
+    A tensor learning rate gives a tensor, without a device synchronisation.
     """
     kappa: float | Tensor = group["kappa"]
     lr: float | Tensor = group["lr"]
     if not group["kappa_follows_lr"]:
         return kappa
     if isinstance(lr, Tensor):
-        group["ire_max_lr"] = torch.maximum(torch.as_tensor(group["ire_max_lr"], dtype=lr.dtype, device=lr.device), lr)
-        return kappa * torch.where(group["ire_max_lr"] > 0, lr / group["ire_max_lr"], torch.ones_like(lr))
-    group["ire_max_lr"] = max(float(group["ire_max_lr"]), lr)
-    return kappa * (lr / group["ire_max_lr"]) if group["ire_max_lr"] > 0 else kappa
+        largest = torch.maximum(torch.as_tensor(group["ire_max_lr"], dtype=lr.dtype, device=lr.device), lr)
+        return kappa * torch.where(largest > 0, lr / largest, torch.ones_like(lr))
+    highest = max(float(group["ire_max_lr"]), lr)
+    return kappa * (lr / highest) if highest > 0 else kappa
 
 
 def moves_nothing(groups: Sequence[Mapping[str, Any]]) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_ire.optim.arguments import (
-    COUNTERS,
     CurvatureName,
     Implementation,
     Projector,
@@ -18,7 +17,9 @@ from torch_ire.optim.arguments import (
     check_ire_arguments,
     enhancement,
     ire_defaults,
+    join_schedule,
     moves_nothing,
+    note_learning_rate,
 )
 from torch_ire.optim.batches import is_dense
 from torch_ire.optim.checkpoint import (
@@ -219,7 +220,7 @@ class IRE:
         moved = (param - self._started[param]).double()
         if "flat_mask" not in state:
             return None
-        return torch.where(unpack(state["flat_mask"], moved), moved / (1 + float(enhancement(dict(group)))), moved)
+        return torch.where(unpack(state["flat_mask"], moved), moved / (1 + float(enhancement(group))), moved)
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -256,6 +257,7 @@ class IRE:
             group["ire_step"] += advances
             if projector_of(group) is not None:
                 continue
+            note_learning_rate(group)
             kappa = enhancement(group)
             decay = 0.0 if group["amplify_weight_decay"] else float(group["lr"]) * group["weight_decay"]
             calls: dict[Any, list[Tensor]] = {}
@@ -335,8 +337,8 @@ class IRE:
         if "ire_step" not in group:
             for key, value in self._defaults.items():
                 group.setdefault(key, value)
-            for counter in COUNTERS:
-                group[counter] = self.optimizers[0].param_groups[0].get(counter, COUNTERS[counter])
+            if "ire_step" in self.optimizers[0].param_groups[0]:
+                join_schedule(group, self.optimizers[0].param_groups[0])
             _check_group(self._owner_type(group), group)
 
     def _owner_type(self, group: Mapping[str, Any]) -> type[Optimizer]:

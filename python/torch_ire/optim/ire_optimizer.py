@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torch_ire import _native, ops, reference
-from torch_ire.optim.arguments import COUNTERS, check_ire_arguments, enhancement, is_due, moves_nothing
+from torch_ire.optim.arguments import (
+    check_ire_arguments,
+    enhancement,
+    is_due,
+    join_schedule,
+    moves_nothing,
+    note_learning_rate,
+)
 from torch_ire.optim.batches import Batch, dense_gradient
 from torch_ire.optim.checkpoint import (
     check_state,
@@ -82,8 +89,7 @@ class IREOptimizer(torch.optim.Optimizer):
             if param.is_complex():
                 self.param_groups.pop()
                 raise TypeError(f"{type(self).__name__} does not support complex parameters")
-        for counter in COUNTERS:
-            group[counter] = self.param_groups[0][counter]
+        join_schedule(group, self.param_groups[0])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -198,6 +204,8 @@ class IREOptimizer(torch.optim.Optimizer):
     def _step(self, backups: Mapping[Tensor, Tensor] | None, found_inf: Tensor | None) -> None:
         """The step from the parameters as they are, or from their backups where a SAM perturbation has moved them."""
         self._graph_capture_check()
+        for group in self.param_groups:
+            note_learning_rate(group)
         curvatures = {group["curvature"] for group in self.param_groups}
         rehearsal = moves_nothing(self.param_groups)
         if "random" in curvatures and not rehearsal:
@@ -277,10 +285,10 @@ class IREOptimizer(torch.optim.Optimizer):
         """Learning rate, kappa and AMP scalars, each as a float or on the device of the batch."""
         group, device = batch.group, batch.params[0].device
         scalars: dict[str, Any] = {"rounding_keys": rounding_keys(batch)}
-        kappa: float | Tensor = enhancement(group)
-        for name, value in (("lr", group["lr"]), ("kappa", kappa)):
+        for name, value in (("lr", group["lr"]), ("kappa", enhancement(group))):
             if isinstance(value, Tensor) and value.device == device:
-                scalars[name], scalars[f"{name}_tensor"] = 0.0, value.detach().reshape(())
+                number = value if value.dtype in (torch.float32, torch.float64) else value.float()
+                scalars[name], scalars[f"{name}_tensor"] = 0.0, number.detach().reshape(())
             else:
                 scalars[name] = float(value)
         for name, tensor in (("grad_scale", getattr(self, "grad_scale", None)), ("found_inf", found_inf)):

@@ -15,7 +15,7 @@ from torch_ire.packed_mask import count_flat, unpack
 
 @torch.no_grad()
 def summarize(
-    groups: Sequence[dict[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
     state: Mapping[Tensor, dict[str, Any]],
     thresholds: Mapping[tuple[Hashable, float], Tensor],
     direction_of: Callable[[Mapping[str, Any], Tensor, Mapping[str, Any]], Tensor | None],
@@ -27,7 +27,7 @@ def summarize(
     complete = True
     kappas = []
     for g, group in enumerate(groups):
-        kappa = float(enhancement(dict(group))) if group["ire_step"] >= group["warmup_steps"] else 0.0
+        kappa = float(enhancement(group)) if group["ire_step"] >= group["warmup_steps"] else 0.0
         kappas.append(kappa)
         names = group.get("param_names") or [f"{g}.{i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):

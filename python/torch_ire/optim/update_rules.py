@@ -49,10 +49,9 @@ class UpdateRule:
 def check_base_arguments(group: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` in the words of ``torch.optim`` for what both base optimizers take."""
     lr = group["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-    elif not lr >= 0.0:
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    if not lr >= 0.0:
         raise ValueError(f"Invalid learning rate: {lr}")
     if not group["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
