@@ -229,6 +229,11 @@ def test_sparse_gradients_are_refused_before_anything_changes():
                 call()
         assert torch.equal(before[0], dense.detach())
         assert torch.equal(before[1], table.weight.detach())
+    optimizer = torch_ire.AdmIRE(table.parameters(), curvature="random")
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert not optimizer.state
+    assert optimizer.param_groups[0]["ire_mask_step"] == -1
 
 
 BAD_ARGUMENTS = [

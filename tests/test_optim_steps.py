@@ -446,3 +446,52 @@ def test_random_masks_have_the_share_and_change_every_interval():
     assert torch.equal(masks[2], masks[3])
     assert not torch.equal(masks[1], masks[2])
     assert batch(0)[0].shape == (32, 8)
+
+
+def test_every_group_may_have_a_curvature_of_its_own():
+    """Gradients are ranked among the groups that ask for them, moments among theirs, and a control stays a control."""
+    fisher, other, moments, control, control_twin = (torch.nn.Parameter(torch.ones(1000)) for _ in range(5))
+    optimizer = torch_ire.AdmIRE(
+        [
+            {"params": [control], "curvature": "random"},
+            {"params": [fisher]},
+            {"params": [moments], "curvature": "second_moment"},
+            {"params": [other]},
+        ],
+        gamma=0.5,
+    )
+    alone = torch_ire.AdmIRE([control_twin], gamma=0.5, curvature="random")
+    assert optimizer.mask_due()
+    fisher.grad, other.grad, control.grad = torch.ones(1000), torch.full((1000,), 2.0), torch.full((1000,), 9.0)
+    optimizer.update_mask()
+    assert not optimizer.mask_due()
+    assert all(p.grad is None for p in (fisher, other, control))
+    for p in (fisher, other, moments, control, control_twin):
+        p.grad = torch.arange(1000.0)
+    optimizer.step()
+    alone.step()
+
+    def flat(p, owner=optimizer):
+        return unpack(owner.state[p]["flat_mask"], p)
+
+    assert flat(fisher).all()
+    assert not flat(other).any()
+    assert torch.equal(flat(moments), torch.arange(1000) < 500)
+    assert torch.equal(flat(control), flat(control_twin, alone))
+    assert 400 < flat(control).sum() < 600
+
+
+@pytest.mark.parametrize("curvature", ["fisher", "second_moment", "hutchinson", "random"])
+def test_a_refresh_makes_no_state_where_there_is_no_estimate(curvature):
+    """An entry without the base optimizer's tensors would be taken for its whole state."""
+    p, frozen = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4), requires_grad=False)
+    optimizer = torch_ire.AdmIRE([frozen, p], curvature=curvature)
+    if curvature == "hutchinson":
+        optimizer.update_mask((p**3).sum())
+    p.grad = torch.ones(4)
+    if curvature == "fisher":
+        optimizer.update_mask()
+        p.grad = torch.ones(4)
+    optimizer.step()
+    assert optimizer.state.keys() == {p}
+    assert "flat_mask" in optimizer.state[p]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.counter_rng import mix64
-from torch_ire.optim.batches import indexed_parameters, laid_out_like
+from torch_ire.optim.batches import laid_out_like
 from torch_ire.optim.update_rules import opmath_dtype
 
 #: (position in the optimizer, its group, parameter, estimate)
@@ -62,19 +62,19 @@ def _average(state: dict[str, Any], param: Tensor) -> tuple[Tensor, int]:
 
 
 def hutchinson_estimates(
-    loss: Tensor, groups: Sequence[dict[str, Any]], state_of: StateOf, seed_key: int
+    loss: Tensor, parameters: Sequence[tuple[int, dict[str, Any], Tensor]], state_of: StateOf, seed_key: int
 ) -> list[Estimate]:
     """Products z * Hz with random signs z; their mean is the diagonal of the Hessian (Bekas, Kokiopoulou, Saad 2007).
 
     Args:
         loss: Scalar with its graph.
-        groups: Parameter groups.
+        parameters: Position in the optimizer, group, parameter.
         state_of: The state of a parameter, where the average is kept if ``curvature_beta`` > 0.
         seed_key: Seed of the signs; the same key gives the same signs on every replica.
 
     Cost: one gradient with graph and one Hessian-vector product.
     """
-    chosen = [(i, group, p) for i, group, p in indexed_parameters(groups) if p.requires_grad]
+    chosen = [(i, group, p) for i, group, p in parameters if p.requires_grad]
     params = [p for _, _, p in chosen]
     with torch.enable_grad():
         gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)

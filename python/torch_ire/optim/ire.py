@@ -149,7 +149,7 @@ class IRE:
         self._owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         self._previous: dict[Tensor, Tensor] = {}
         self._started: dict[Tensor, Tensor] = {}
-        self._refresh = MaskRefresh("IRE", self._groups, self._state_of, functions_of)
+        self._refresh = MaskRefresh("IRE", self._groups, self._state_of, self._state_of, functions_of)
         self._hooks = []
         for optimizer in self.optimizers:
             optimizer._torch_ire_handle = self  # type: ignore[attr-defined]

@@ -14,7 +14,6 @@ from torch_ire import _native, ops, reference
 from torch_ire.optim.arguments import (
     check_ire_arguments,
     enhancement,
-    is_due,
     join_schedule,
     moves_nothing,
     note_learning_rate,
@@ -105,7 +104,11 @@ class IREOptimizer(torch.optim.Optimizer):
         # made on demand: a copied or unpickled optimizer has its groups and state and nothing else
         if "_mask_refresh" not in self.__dict__:
             self._mask_refresh = MaskRefresh(
-                type(self).__name__, lambda: self.param_groups, lambda param: self.state[param], functions_of
+                type(self).__name__,
+                lambda: self.param_groups,
+                lambda param: self.state[param],
+                lambda param: self.state.get(param, {}),
+                functions_of,
             )
         return self._mask_refresh
 
@@ -208,11 +211,11 @@ class IREOptimizer(torch.optim.Optimizer):
             note_learning_rate(group)
         curvatures = {group["curvature"] for group in self.param_groups}
         rehearsal = moves_nothing(self.param_groups)
+        batches = self._batches(backups)
         if "random" in curvatures and not rehearsal:
             self._refresh.at_random()
         if not rehearsal:
             refresh_projectors(self.param_groups)
-        batches = self._batches(backups)
         previous = {
             param: param.clone() if backups is None else backups[param]
             for param in projected_parameters(self.param_groups)
@@ -230,7 +233,7 @@ class IREOptimizer(torch.optim.Optimizer):
                 self._step_batch(batch, found_inf)
         if previous:
             amplify_projected(type(self).__name__, self.param_groups, previous)
-        if "second_moment" in curvatures and not rehearsal and any(map(is_due, self.param_groups)):
+        if "second_moment" in curvatures and not rehearsal:
             self._refresh.from_second_moment()
         if not rehearsal:
             for group in self.param_groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +28,8 @@ class MaskRefresh:
     Args:
         owner: Name for messages.
         groups: Returns the parameter groups; of several optimizers, all of them.
-        state_of: Returns the state dict of a parameter, where ``flat_mask`` is kept.
+        state_of: Returns the state dict of a parameter, where ``flat_mask`` is kept; makes one where there is none.
+        known_state: The same, but makes nothing: a parameter that was never looked at has an empty one.
         functions: :mod:`torch_ire.ops` or :mod:`torch_ire.reference` for a group.
     """
 
@@ -37,11 +38,13 @@ class MaskRefresh:
         owner: str,
         groups: Callable[[], Sequence[dict[str, Any]]],
         state_of: StateOf,
+        known_state: StateOf,
         functions: Callable[[Mapping[str, Any]], ModuleType],
     ) -> None:
         self.owner = owner
         self.groups = groups
         self.state_of = state_of
+        self.known_state = known_state
         self.functions = functions
         #: thresholds of the last refresh by pool and gamma: hints for the next one, and what a summary shows
         self.thresholds: dict[tuple[Hashable, float], Tensor] = {}
@@ -54,22 +57,22 @@ class MaskRefresh:
     def from_gradients(self, loss: Tensor | None, num_predictions: float, grad_scale: float | Tensor | None) -> None:
         """The refresh of ``update_mask()``: from ``.grad`` for "fisher", from the loss for "hutchinson"."""
         groups = self.groups()
-        kinds = {group["curvature"] for group in groups}
+        asking = [group for group in groups if not refreshes_itself(group)]
+        kinds = {group["curvature"] for group in asking}
         if len(kinds) > 1:
             raise RuntimeError(f"{self.owner}.update_mask(): the groups disagree on the curvature")
-        kind = kinds.pop()
+        kind = kinds.pop() if kinds else groups[0]["curvature"]
         if kind == "hutchinson":
             if loss is None:
                 raise RuntimeError(
                     f"{self.owner}.update_mask(): curvature='hutchinson' needs the loss: "
                     "update_mask(loss), without backward()"
                 )
-            key = mix64(mix64(groups[0]["seed"], _HUTCHINSON), groups[0]["ire_step"])
-            with torch.enable_grad():
-                found = estimates.hutchinson_estimates(loss, groups, self.state_of, key)
-            self._rank(groups, found, "abs")
+            key = mix64(mix64(asking[0]["seed"], _HUTCHINSON), asking[0]["ire_step"])
+            found = estimates.hutchinson_estimates(loss, list(self._parameters(kind)), self.state_of, key)
+            self._rank(kind, found, "abs")
         elif kind == "fisher":
-            self._fisher(groups, loss, num_predictions, grad_scale)
+            self._fisher(asking, loss, num_predictions, grad_scale)
         else:
             raise RuntimeError(f"{self.owner}.update_mask(): curvature={kind!r} is refreshed by step() itself")
 
@@ -83,7 +86,7 @@ class MaskRefresh:
         if loss is not None:
             raise RuntimeError(f"{self.owner}.update_mask(): curvature='fisher' reads .grad, it takes no loss")
         gradients: list[estimates.Estimate] = []
-        for index, group, param in indexed_parameters(groups):
+        for index, group, param in self._parameters("fisher"):
             grad = dense_gradient(param, self.owner)
             if grad is not None:
                 layout = param if is_dense(param) else torch.empty_like(param)
@@ -97,37 +100,42 @@ class MaskRefresh:
             scale = None if grad_scale is None else torch.as_tensor(grad_scale, dtype=torch.float32)
             functions = self.functions(groups[0])
             averages = estimates.fold_gradients(functions, gradients, self.state_of, num_predictions, scale)
-            self._rank(groups, averages, "abs")
+            self._rank("fisher", averages, "abs")
         else:
             # nothing is kept but the bits, and a common factor does not change a ranking
-            self._rank(groups, gradients, "square")
-        for _, _, param, _ in gradients:
-            param.grad = None
+            self._rank("fisher", gradients, "square")
+        for _, _, param in indexed_parameters(self.groups()):
+            param.grad = None  # of the sampled loss, whoever ranks it
 
     @torch.no_grad()
     def from_second_moment(self) -> None:
-        """Ranks Adam's own second moment, where a parameter has one."""
+        """Ranks Adam's own second moment, where a group is due and a parameter has one."""
+        if not any(is_due(group) for group in self.groups() if group["curvature"] == "second_moment"):
+            return
         found = [
-            (index, group, param, self.state_of(param)["exp_avg_sq"])
-            for index, group, param in indexed_parameters(self.groups())
-            if "exp_avg_sq" in self.state_of(param)
+            (index, group, param, self.known_state(param)["exp_avg_sq"])
+            for index, group, param in self._parameters("second_moment")
+            if "exp_avg_sq" in self.known_state(param)
         ]
         if found:
-            self._rank(self.groups(), found, "abs")
+            self._rank("second_moment", found, "abs")
 
     @torch.no_grad()
     def at_random(self) -> None:
-        """Draws every due mask anew: the control."""
-        groups = self.groups()
-        due = [group for group in groups if is_due(group)]
+        """Draws every random mask that is due anew: the control."""
+        due = [group for group in self.groups() if group["curvature"] == "random" and is_due(group)]
         if not due:
             return
-        for index, group, param in indexed_parameters(groups):
+        for index, group, param in self._parameters("random"):
             if param.requires_grad and any(group is g for g in due):
                 key = mix64(mix64(mix64(group["seed"], _RANDOM_MASK), group["ire_step"]), index)
                 draw_random_mask(self._mask_of(param), param.numel(), group["gamma"], key)
         for group in due:
             group["ire_mask_step"] = group["ire_step"]
+
+    def _parameters(self, kind: str) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
+        """The parameters of the groups with this curvature, with their positions among all."""
+        return (item for item in indexed_parameters(self.groups()) if item[1]["curvature"] == kind)
 
     def _mask_of(self, param: Tensor) -> Tensor:
         state = self.state_of(param)
@@ -135,10 +143,11 @@ class MaskRefresh:
             state["flat_mask"] = empty_mask(param)
         return state["flat_mask"]  # type: ignore[no-any-return]
 
-    def _rank(self, groups: Sequence[dict[str, Any]], found: Sequence[estimates.Estimate], score: str) -> None:
+    def _rank(self, kind: str, found: Sequence[estimates.Estimate], score: str) -> None:
+        position = {id(group): i for i, group in enumerate(self.groups())}
+        groups = [group for group in self.groups() if group["curvature"] == kind]
         # a call between two due steps refreshes everything
-        due = [group for group in groups if is_due(group)] or list(groups)
-        position = {id(group): i for i, group in enumerate(groups)}
+        due = [group for group in groups if is_due(group)] or groups
         ranked = []
         estimated = set()
         for index, group, param, estimate in found:
@@ -147,8 +156,8 @@ class MaskRefresh:
             mask = self._mask_of(param) if is_written else empty_mask(param.new_empty(0))
             ranked.append(Ranked(index, group, position[id(group)], estimate, mask, is_written))
         refresh_masks(self.functions(groups[0]), ranked, score, self.thresholds)
-        for index, group, param in indexed_parameters(groups):
-            if index not in estimated and any(group is g for g in due) and "flat_mask" in self.state_of(param):
-                self.state_of(param)["flat_mask"].zero_()  # no estimate: not flat
+        for index, group, param in self._parameters(kind):
+            if index not in estimated and any(group is g for g in due) and "flat_mask" in self.known_state(param):
+                self.known_state(param)["flat_mask"].zero_()  # no estimate: not flat
         for group in due:
             group["ire_mask_step"] = group["ire_step"]
