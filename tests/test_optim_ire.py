@@ -196,6 +196,46 @@ def test_group_arguments_and_groups_added_later():
     assert [float(p.detach()[0]) for p in (a, b, c)] == pytest.approx([0.0, 0.8, 0.8], abs=1e-6)
 
 
+def test_groups_added_later_belong_to_the_handle_at_once():
+    a, b, c = (torch.nn.Parameter(torch.ones(4)) for _ in range(3))
+    optimizer = torch.optim.SGD([a], lr=0.1)
+    handle = torch_ire.IRE(optimizer, gamma=0.5)
+    optimizer.add_param_group({"params": [b]})
+    assert handle.mask_due()
+    a.grad, b.grad = torch.ones(4), torch.full((4,), 2.0)
+    handle.update_mask()
+    assert handle.ire_summary()["flat_share_by_parameter"] == {"0.0": 1.0, "1.0": 0.0}
+    optimizer.add_param_group({"params": [c]})
+    assert handle.ire_summary()["kappa_eff"] == [2.0, 2.0, 2.0]
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(4))]})
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert flat(handle, a).all()
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(4))], "gamma": 2.0})
+    with pytest.raises(ValueError, match=r"Invalid gamma value: 2\.0"):
+        optimizer.step()
+    assert "kappa" not in optimizer.param_groups[-1]
+
+
+def test_a_summary_shows_the_last_step_of_every_optimizer():
+    params = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([p], lr=0.1) for p in params]
+    handle = torch_ire.IRE(optimizers, kappa=1.0, gamma=1.0, curvature="random")
+    for p, optimizer in zip(params, optimizers, strict=True):
+        p.grad = torch.ones(4)
+        optimizer.step()
+    assert handle.ire_summary()["displacement_share"] == pytest.approx(0.25)
+
+
+def test_a_detached_handle_says_so():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    handle = torch_ire.IRE(optimizer)
+    handle.detach()
+    handle.detach()
+    for call in (handle.mask_due, handle.update_mask, handle.ire_summary):
+        with pytest.raises(RuntimeError, match="this IRE handle has been detached"):
+            call()
+
+
 def test_sliced_parameters():
     p = torch.nn.Parameter(torch.ones(3, 2)[:, 0])
     optimizer = torch.optim.SGD([p], lr=0.1)
@@ -209,6 +249,7 @@ def test_sliced_parameters():
     ("call", "error", "message"),
     [
         (lambda o: torch_ire.IRE([]), ValueError, "IRE got an empty list of optimizers"),
+        (lambda o: torch_ire.IRE([o, o]), ValueError, "IRE got the same optimizer twice"),
         (lambda o: torch_ire.IRE([3]), TypeError, "IRE is attached to torch.optim.Optimizer objects, got int"),
         (lambda o: (torch_ire.IRE(o), torch_ire.IRE(o)), ValueError, "this AdamW has an IRE handle already"),
         (lambda o: torch_ire.IRE(o, curvature="second_moment"), ValueError, "is for AdmIRE"),

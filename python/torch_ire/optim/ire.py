@@ -141,6 +141,8 @@ class IRE:
             raise ValueError("IRE got an empty list of optimizers")
         for optimizer in self.optimizers:
             _check_optimizer(optimizer, self._defaults)
+        if len({id(optimizer) for optimizer in self.optimizers}) < len(self.optimizers):
+            raise ValueError("IRE got the same optimizer twice")
         # estimates of parameters whose optimizer has no state yet: most optimizers take any state for a complete one
         self._pending: dict[Tensor, dict[str, Any]] = {}
         self._attach()
@@ -153,8 +155,7 @@ class IRE:
         self._hooks = []
         for optimizer in self.optimizers:
             optimizer._torch_ire_handle = self  # type: ignore[attr-defined]
-            for group in optimizer.param_groups:
-                self._complete(group)
+            self._complete(optimizer)
             self._hooks += [
                 optimizer.register_step_pre_hook(self._before_step),
                 optimizer.register_step_post_hook(self._after_step),
@@ -171,7 +172,10 @@ class IRE:
         self._attach()
 
     def detach(self) -> None:
-        """Undoes the attachment: the optimizers are what they were, without masks or arguments of IRE."""
+        """Undoes the attachment: the optimizers are what they were, without masks or arguments of IRE.
+
+        The handle is of no further use.
+        """
         for hook in self._hooks:
             hook.remove()
         for optimizer in self.optimizers:
@@ -183,6 +187,7 @@ class IRE:
                     for key in _STATE_KEYS:
                         optimizer.state.get(param, {}).pop(key, None)
         self._hooks, self._pending, self._previous, self._started = [], {}, {}, {}
+        self.optimizers, self._owner = [], {}
 
     # -- mask --------------------------------------------------------------------------------------------------------
 
@@ -211,8 +216,9 @@ class IRE:
 
     def ire_summary(self) -> dict[str, Any]:
         """As :meth:`AdmIRE.ire_summary`; ``displacement_share`` is that of the last step."""
+        groups = self._groups()
         state = {param: self._state_of(param) for param in self._owner}
-        return summarize(self._groups(), state, self._refresh.thresholds, self._last_displacement)
+        return summarize(groups, state, self._refresh.thresholds, self._last_displacement)
 
     def _last_displacement(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Tensor | None:
         if param not in self._started:
@@ -226,14 +232,12 @@ class IRE:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        groups = self._groups()
         for group in optimizer.param_groups:
-            self._complete(group)  # groups may have come since
-            for param in group["params"]:
-                self._owner.setdefault(param, optimizer)
-        random = any(group["curvature"] == "random" for group in self._groups())
-        if random and not moves_nothing(optimizer.param_groups):
-            self._refresh.at_random()
+            note_learning_rate(group)
         if not moves_nothing(optimizer.param_groups):
+            if any(group["curvature"] == "random" for group in groups):
+                self._refresh.at_random()
             refresh_projectors(optimizer.param_groups)
         now = projected_parameters(optimizer.param_groups)
         for group in optimizer.param_groups:
@@ -242,9 +246,12 @@ class IRE:
         for param in now:
             if param not in self._previous:
                 self._previous[param] = torch.empty_like(param)
-        self._started = {param: self._previous[param] for param in now}
+        for param in self._params_of(optimizer):
+            self._started.pop(param, None)
+        started = {param: self._previous[param] for param in now}
         if now:
-            torch._foreach_copy_(list(self._started.values()), now)
+            torch._foreach_copy_(list(started.values()), now)
+        self._started.update(started)  # what the other optimizers started from stays: a summary shows all of them
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -257,7 +264,6 @@ class IRE:
             group["ire_step"] += advances
             if projector_of(group) is not None:
                 continue
-            note_learning_rate(group)
             kappa = enhancement(group)
             decay = 0.0 if group["amplify_weight_decay"] else float(group["lr"]) * group["weight_decay"]
             calls: dict[Any, list[Tensor]] = {}
@@ -297,6 +303,7 @@ class IRE:
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if len(state_dict["param_groups"]) != len(optimizer.param_groups):
             return state_dict  # torch says so, before it changes anything
+        self._complete(optimizer)
         groups = completed_groups(state_dict["param_groups"], optimizer.param_groups, state_dict)
         self._curvatures = [group["curvature"] for group in optimizer.param_groups]
         self._loading = {**state_dict, "param_groups": groups}
@@ -324,6 +331,10 @@ class IRE:
     # -- state -------------------------------------------------------------------------------------------------------
 
     def _groups(self) -> list[dict[str, Any]]:
+        if not self.optimizers:
+            raise RuntimeError("this IRE handle has been detached")
+        for optimizer in self.optimizers:
+            self._complete(optimizer)
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def _params_of(self, optimizer: Optimizer) -> list[Tensor]:
@@ -333,16 +344,19 @@ class IRE:
         state = self._owner[param].state.get(param)
         return state if state else self._pending.setdefault(param, {})
 
-    def _complete(self, group: dict[str, Any]) -> None:
-        if "ire_step" not in group:
-            for key, value in self._defaults.items():
-                group.setdefault(key, value)
-            if "ire_step" in self.optimizers[0].param_groups[0]:
-                join_schedule(group, self.optimizers[0].param_groups[0])
-            _check_group(self._owner_type(group), group)
-
-    def _owner_type(self, group: Mapping[str, Any]) -> type[Optimizer]:
-        return next(type(o) for o in self.optimizers if any(group is g for g in o.param_groups))
+    def _complete(self, optimizer: Optimizer) -> None:
+        """Gives the groups that have come since their arguments, and a place in the schedule."""
+        for group in optimizer.param_groups:
+            if "ire_step" in group:
+                continue
+            whole = {**self._defaults, **group}
+            _check_group(type(optimizer), whole)
+            first = self.optimizers[0].param_groups[0]
+            if "ire_step" in first:
+                join_schedule(whole, first)
+            group.update(whole)
+            for param in group["params"]:
+                self._owner[param] = optimizer
 
 
 def _check_optimizer(optimizer: Any, defaults: Mapping[str, Any]) -> None:
