@@ -127,6 +127,42 @@ def test_an_exception_in_the_perturbed_pass_restores():
         assert torch.equal(p, q)
 
 
+def test_a_step_that_is_refused_restores():
+    """Sparse gradients in the second pass of a closure alone."""
+    table = torch.nn.Embedding(5, 2)
+    before = table.weight.detach().clone()
+    opt = torch_ire.SAMIRE(table.parameters(), rho=1.0)
+
+    def closure():
+        table.sparse = bool(opt._perturbed)
+        loss = table(torch.tensor([1])).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="SAMIRE does not support sparse gradients"):
+        opt.step(closure)
+    assert torch.equal(table.weight.detach(), before)
+    assert not opt._perturbed
+
+
+def test_groups_may_have_bases_of_their_own():
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(4)]
+    groups = [{"params": [params[0]]}, {"params": [params[1]], "base": "adamw", "weight_decay": 0.1}]
+    opt = torch_ire.SAMIRE(groups, lr=0.1, rho=0.0, kappa=0.0, momentum=0.5)
+    sgd = torch.optim.SGD([params[2]], lr=0.1, momentum=0.5)
+    adamw = torch.optim.AdamW([params[3]], lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        for p in params:
+            p.grad = p.detach() + torch.arange(3.0)
+        opt.first_step()
+        for optimizer in (opt, sgd, adamw):
+            optimizer.step()
+    torch.testing.assert_close(params[0], params[2])
+    torch.testing.assert_close(params[1], params[3])
+    with pytest.raises(ValueError, match="Invalid base value: 'lion'"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "base": "lion"})
+
+
 def test_gradient_accumulation_is_one_large_batch():
     whole, parts = small_model(), small_model()
     a = torch_ire.SAMIRE(whole.parameters(), lr=0.1, rho=0.2, curvature="random")

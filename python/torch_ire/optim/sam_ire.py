@@ -22,6 +22,11 @@ _BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE
 _PERTURBATION = 3
 
 
+def _check_base(base: str) -> None:
+    if base not in _BASES:
+        raise ValueError(f"Invalid base value: {base!r} (expected 'sgd' or 'adamw')")
+
+
 class SAMIRE(IREOptimizer):
     r"""SAM, ASAM or average SAM whose step is ``1 + kappa`` times longer along the flat coordinates of the loss.
 
@@ -88,12 +93,21 @@ class SAMIRE(IREOptimizer):
         perturbation: Literal["gradient", "random"] = "gradient",
         **arguments_of_the_base: Any,
     ) -> None:
-        if base not in _BASES:
-            raise ValueError(f"Invalid base value: {base!r} (expected 'sgd' or 'adamw')")
+        _check_base(base)
         # the base says which arguments it knows, what they default to and what they may be
         defaults = _BASES[base]([torch.zeros(1)], lr=lr, **arguments_of_the_base).defaults
         sam = {"base": base, "rho": rho, "adaptive": adaptive, "perturbation": perturbation}
         super().__init__(params, {**defaults, **sam})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As :meth:`AdmIRE.add_param_group`; a group with a base of its own gets the defaults of that base."""
+        if isinstance(param_group, dict):
+            base = param_group.get("base", self.defaults["base"])
+            _check_base(base)
+            for key, value in RULES[base].defaults.items():
+                if key not in self.defaults:
+                    param_group.setdefault(key, value)
+        super().add_param_group(param_group)
 
     def _rule(self, group: Mapping[str, Any]) -> UpdateRule:
         return RULES[group["base"]]
@@ -218,10 +232,11 @@ class SAMIRE(IREOptimizer):
             try:
                 with torch.enable_grad():
                     perturbed_loss = closure()
+                self._step_from_backups()
             except BaseException:
                 self._restore()
                 raise
-            loss = perturbed_loss if random else loss
+            return perturbed_loss if random else loss
         self._step_from_backups()
         return loss
 
