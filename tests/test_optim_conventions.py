@@ -198,6 +198,15 @@ def test_a_bad_refresh_is_refused_in_words():
         optimizer.update_mask()
     with pytest.raises(RuntimeError, match=r"curvature='fisher' reads .grad"):
         optimizer.update_mask(loss_of(model, 0))
+    for beta in (0.0, 0.5):
+        optimizer = torch_ire.AdmIRE(model.parameters(), curvature_beta=beta)
+        loss_of(model, 0).backward()
+        for bad in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"Invalid num_predictions value: {bad}"):
+                optimizer.update_mask(num_predictions=bad)
+        assert not optimizer.state
+        assert all(p.grad is not None for p in model.parameters())
+        model.zero_grad()
     optimizer = torch_ire.AdmIRE(model.parameters(), curvature="hutchinson")
     with pytest.raises(RuntimeError, match=r"curvature='hutchinson' needs the loss"):
         optimizer.update_mask()
@@ -234,6 +243,23 @@ def test_sparse_gradients_are_refused_before_anything_changes():
         optimizer.step()
     assert not optimizer.state
     assert optimizer.param_groups[0]["ire_mask_step"] == -1
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="this torch knows no gradients of another dtype")
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_gradients_of_another_dtype_are_refused_before_anything_changes(case):
+    p, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    half.grad_dtype = torch.float32
+    p.grad, half.grad = torch.ones(3), torch.ones(3)
+    optimizer = case([{"params": [p]}, {"params": [half]}])
+    calls = [optimizer.step, optimizer.update_mask]
+    if optimizer.param_groups[0].get("perturbation") == "gradient":
+        calls.append(optimizer.first_step)
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"expects gradients of the parameter's dtype torch\.bfloat16"):
+            call()
+    assert torch.equal(p.detach(), torch.ones(3))
+    assert torch.equal(half.detach(), torch.ones(3, dtype=torch.bfloat16))
 
 
 BAD_ARGUMENTS = [

@@ -31,10 +31,14 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def dense_gradient(param: Tensor, owner: str) -> Tensor | None:
-    """``param.grad``, checked: ``None`` where there is none, an error where it is sparse."""
+    """``param.grad``, checked: ``None`` where there is none, an error where it is sparse or of another dtype."""
     grad = param.grad
-    if grad is not None and grad.layout != torch.strided:
+    if grad is None:
+        return None
+    if grad.layout != torch.strided:
         raise RuntimeError(f"{owner} does not support sparse gradients")
+    if grad.dtype != param.dtype:  # which torch allows where `param.grad_dtype` says so
+        raise RuntimeError(f"{owner} expects gradients of the parameter's dtype {param.dtype}, got {grad.dtype}")
     return grad
 
 

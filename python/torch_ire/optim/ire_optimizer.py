@@ -146,6 +146,7 @@ class IREOptimizer(torch.optim.Optimizer):
             RuntimeError: No parameter has a gradient, a gradient is sparse, or the curvature does not need this call.
                 No
                 tensor has been changed then.
+            ValueError: ``num_predictions`` is not a positive number.
 
         Clears ``.grad`` ("fisher"). Cost: two to three reads of the gradients, at most 1 MiB of workspace with
         ``curvature_beta=0``. Determinism: exact and independent of the number of threads.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -85,6 +86,8 @@ class MaskRefresh:
     ) -> None:
         if loss is not None:
             raise RuntimeError(f"{self.owner}.update_mask(): curvature='fisher' reads .grad, it takes no loss")
+        if not 0.0 < num_predictions < math.inf:
+            raise ValueError(f"Invalid num_predictions value: {num_predictions}")
         gradients: list[estimates.Estimate] = []
         for index, group, param in self._parameters("fisher"):
             grad = dense_gradient(param, self.owner)
