@@ -184,6 +184,37 @@ def test_decay_at_its_base_rate():
     torch.testing.assert_close(p.detach(), torch.full((2,), 2.0 * 0.95))
 
 
+@pytest.mark.parametrize("skipped", ["no gradient", "overflow"])
+def test_no_decay_is_taken_out_of_a_step_that_was_not_made(skipped):
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([p, q], lr=0.1, weight_decay=0.5, fused=True)
+    torch_ire.IRE(optimizer, kappa=4.0, gamma=1.0, curvature="random", amplify_weight_decay=False)
+    if skipped == "overflow":
+        scaler = torch.amp.GradScaler("cpu")
+        (scaler.scale(p.sum() + q.sum()) * torch.inf).backward()
+        scaler.step(optimizer)
+    else:
+        p.grad = torch.ones(3)
+        optimizer.step()
+    assert torch.equal(p.detach(), torch.ones(3)) == (skipped == "overflow")
+    assert torch.equal(q.detach(), torch.ones(3))
+
+
+def test_an_optimizer_without_decay_may_leave_it_at_its_base_rate():
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.LBFGS([p], max_iter=1, lr=0.5)
+    torch_ire.IRE(optimizer, kappa=1.0, gamma=1.0, curvature="random", amplify_weight_decay=False)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 0.5 * p.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.testing.assert_close(p.detach(), torch.ones(2) * (1 - 0.5 * 2 * 0.5))
+
+
 def test_group_arguments_and_groups_added_later():
     a, b, c = (torch.nn.Parameter(torch.ones(4)) for _ in range(3))
     optimizer = torch.optim.SGD([{"params": [a], "kappa": 9.0}, {"params": [b]}], lr=0.1)

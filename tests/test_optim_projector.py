@@ -94,6 +94,32 @@ def test_state_dicts_name_a_projector_and_keep_the_one_at_hand():
     assert without.param_groups[0]["curvature"] == "fisher"
 
 
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_skipped_step_has_no_decay_to_leave_out(attached):
+    class Identity:
+        def refresh(self):
+            pass
+
+        def amplify_(self, params, previous, kappa, decay=0.0):
+            for p, w in zip(params, previous, strict=True):
+                p.add_(p - (1 - decay) * w, alpha=kappa)
+
+    p, q = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    ire = {"kappa": 1.0, "curvature": Identity(), "amplify_weight_decay": False}
+    if attached:
+        optimizer = torch.optim.AdamW([p, q], lr=0.1, weight_decay=0.5, fused=True)
+        torch_ire.IRE(optimizer, **ire)
+    else:
+        optimizer = torch_ire.AdmIRE([p, q], lr=0.1, weight_decay=0.5, **ire)
+    p.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((2,), 0.95))
+    assert torch.equal(q.detach(), torch.ones(2))
+    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((2,), 0.95))
+
+
 def test_groups_of_one_projector_need_one_kappa():
     a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     projector = Projector([a, b])

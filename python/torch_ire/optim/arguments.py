@@ -137,6 +137,11 @@ def enhancement(group: Mapping[str, Any]) -> float | Tensor:
     return kappa * (lr / highest) if highest > 0 else kappa
 
 
+def unamplified_decay(group: Mapping[str, Any]) -> float:
+    """lr weight_decay where the decoupled decay of the base step stays at its base rate, 0 where it is amplified."""
+    return 0.0 if group["amplify_weight_decay"] else float(group["lr"]) * float(group.get("weight_decay", 0.0))
+
+
 def moves_nothing(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every learning rate is 0, as in the rehearsal step by which checkpointing tools create optimizer state.
 

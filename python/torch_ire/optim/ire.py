@@ -20,6 +20,7 @@ from torch_ire.optim.arguments import (
     join_schedule,
     moves_nothing,
     note_learning_rate,
+    unamplified_decay,
 )
 from torch_ire.optim.batches import is_dense
 from torch_ire.optim.checkpoint import (
@@ -256,6 +257,7 @@ class IRE:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         advances = not moves_nothing(optimizer.param_groups)
+        found_inf = getattr(optimizer, "found_inf", None)
         for group in optimizer.param_groups:
             for param in group["params"]:
                 pending = self._pending.get(param)
@@ -265,18 +267,22 @@ class IRE:
             if projector_of(group) is not None:
                 continue
             kappa = enhancement(group)
-            decay = 0.0 if group["amplify_weight_decay"] else float(group["lr"]) * group["weight_decay"]
+            decay = unamplified_decay(group)
+            if decay and found_inf is not None:
+                kappa = torch.where(found_inf != 0, 0.0, kappa)  # no step, hence no decay to be taken out of it
             calls: dict[Any, list[Tensor]] = {}
             for param in group["params"]:
-                if param in self._started and not is_dense(param):
+                if param not in self._started or (decay and param.grad is None):
+                    continue
+                if not is_dense(param):
                     dense = self._previous[param].clone().copy_(param)
                     self._amplify(group, [param], [dense], kappa, decay)
                     param.copy_(dense)
-                elif param in self._started:
+                else:
                     calls.setdefault((param.device, param.dtype), []).append(param)
             for params in calls.values():
                 self._amplify(group, params, params, kappa, decay)
-        amplify_projected("IRE", optimizer.param_groups, self._started)
+        amplify_projected("IRE", optimizer.param_groups, self._started, found_inf)
 
     def _amplify(
         self, group: Mapping[str, Any], params: list[Tensor], moved: list[Tensor], kappa: float | Tensor, decay: float

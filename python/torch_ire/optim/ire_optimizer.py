@@ -233,7 +233,7 @@ class IREOptimizer(torch.optim.Optimizer):
             else:
                 self._step_batch(batch, found_inf)
         if previous:
-            amplify_projected(type(self).__name__, self.param_groups, previous)
+            amplify_projected(type(self).__name__, self.param_groups, previous, found_inf)
         if "second_moment" in curvatures and not rehearsal:
             self._refresh.from_second_moment()
         if not rehearsal:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_ire.optim.arguments import Projector, enhancement, is_due
+from torch_ire.optim.arguments import Projector, enhancement, is_due, unamplified_decay
 
 
 def projector_of(group: Mapping[str, Any]) -> Projector | None:
@@ -39,13 +39,16 @@ def projected_parameters(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
     ]
 
 
-def amplify_projected(owner: str, groups: Iterable[dict[str, Any]], previous: Mapping[Tensor, Tensor]) -> None:
+def amplify_projected(
+    owner: str, groups: Iterable[dict[str, Any]], previous: Mapping[Tensor, Tensor], found_inf: Tensor | None
+) -> None:
     """Adds kappa P Delta for every projector of the groups.
 
     Args:
         owner: Name for messages.
         groups: The groups of the optimizer that stepped.
         previous: The parameters that may have moved, with where the step started.
+        found_inf: Where it is not 0, there was no step.
 
     Raises:
         RuntimeError: The groups of one projector disagree on kappa or on what of the weight decay is amplified.
@@ -53,13 +56,16 @@ def amplify_projected(owner: str, groups: Iterable[dict[str, Any]], previous: Ma
     calls: dict[int, tuple[Projector, set[tuple[float, float]], list[Tensor]]] = {}
     for group in groups:
         projector = projector_of(group)
-        params = [param for param in group["params"] if param in previous]
+        decay = unamplified_decay(group)
+        # without a gradient there was no decay to be left out
+        params = [p for p in group["params"] if p in previous and (p.grad is not None or not decay)]
         if projector is None or not params:
             continue
-        decay = 0.0 if group["amplify_weight_decay"] else float(group["lr"]) * group["weight_decay"]
         _, scalars, members = calls.setdefault(id(projector), (projector, set(), []))
         scalars.add((float(enhancement(group)), decay))
         members += params
+    if calls and found_inf is not None and bool(found_inf):
+        return
     for projector, scalars, members in calls.values():
         if len(scalars) > 1:
             raise RuntimeError(f"{owner}: the groups of one projector need one kappa, learning rate and decay")
