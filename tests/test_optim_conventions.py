@@ -80,6 +80,27 @@ def test_storage_stays_and_versions_advance(case):
     assert all(p._version > v for p, v in zip(model.parameters(), versions, strict=True))
 
 
+@pytest.mark.parametrize("change", [{"memory_format": torch.channels_last}, {"dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize("kind", ["SAMIRE", "IRE"])
+def test_parameters_that_a_model_converts_between_steps(kind, change):
+    """kappa = gamma = 1 around SGD at lr 0.5 is p - grad, whatever the layout or dtype has become."""
+    model = torch.nn.Conv2d(2, 3, 2, bias=False)
+    if kind == "SAMIRE":
+        optimizer = torch_ire.SAMIRE(model.parameters(), lr=0.5, kappa=1.0, gamma=1.0, curvature="random")
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        torch_ire.IRE(optimizer, kappa=1.0, gamma=1.0, curvature="random")
+    for _ in range(2):
+        p = model.weight
+        start = p.detach().clone()
+        p.grad = torch.full_like(p, 0.25)
+        if kind == "SAMIRE":
+            optimizer.first_step()
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), start - 0.25)
+        model.to(**change)
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_groups_and_groups_added_later(case):
     model = small_model()

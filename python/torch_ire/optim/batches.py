@@ -30,6 +30,19 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
+def buffer_for(buffers: dict[Tensor, Tensor], param: Tensor) -> Tensor:
+    """Memory for a copy of a parameter, kept from step to step; anew where ``model.to(...)`` changed the parameter."""
+    kept = buffers.get(param)
+    fits = (
+        kept is not None
+        and (kept.shape, kept.dtype, kept.device) == (param.shape, param.dtype, param.device)
+        and (kept.stride() == param.stride() or not is_dense(param))
+    )
+    if kept is None or not fits:
+        kept = buffers[param] = torch.empty_like(param)
+    return kept
+
+
 def dense_gradient(param: Tensor, owner: str) -> Tensor | None:
     """``param.grad``, checked: ``None`` where there is none, an error where it is sparse or of another dtype."""
     grad = param.grad

@@ -22,7 +22,7 @@ from torch_ire.optim.arguments import (
     note_learning_rate,
     unamplified_decay,
 )
-from torch_ire.optim.batches import is_dense
+from torch_ire.optim.batches import buffer_for, is_dense
 from torch_ire.optim.checkpoint import (
     check_state,
     completed_groups,
@@ -244,12 +244,9 @@ class IRE:
         for group in optimizer.param_groups:
             if group["ire_step"] >= group["warmup_steps"]:
                 now += [param for param in group["params"] if "flat_mask" in self._state_of(param)]
-        for param in now:
-            if param not in self._previous:
-                self._previous[param] = torch.empty_like(param)
         for param in self._params_of(optimizer):
             self._started.pop(param, None)
-        started = {param: self._previous[param] for param in now}
+        started = {param: buffer_for(self._previous, param) for param in now}
         if now:
             torch._foreach_copy_(list(started.values()), now)
         self._started.update(started)  # what the other optimizers started from stays: a summary shows all of them

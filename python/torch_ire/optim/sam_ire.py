@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from torch_ire.counter_rng import mix64
 from torch_ire.optim.adm_ire import AdmIRE
-from torch_ire.optim.batches import dense_gradient, indexed_parameters, is_dense, laid_out_like
+from torch_ire.optim.batches import buffer_for, dense_gradient, indexed_parameters, is_dense, laid_out_like
 from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
 from torch_ire.optim.sgd_ire import SGDIRE
 from torch_ire.optim.update_rules import RULES, UpdateRule
@@ -157,9 +157,7 @@ class SAMIRE(IREOptimizer):
         norm = self._norm(targets)
         calls: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
         for group, param, direction in targets:
-            if param not in self._buffers:
-                self._buffers[param] = torch.empty_like(param)
-            backup = self._buffers[param]
+            backup = buffer_for(self._buffers, param)
             self._perturbed[param] = backup
             if not is_dense(param):
                 backup.copy_(param)
