@@ -154,6 +154,43 @@ def test_the_displacement_share_is_that_of_the_step():
     assert optimizer.ire_summary()["displacement_share"] == pytest.approx(added / total)
 
 
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        (torch_ire.AdmIRE, {}),
+        (torch_ire.AdmIRE, {"maximize": True}),
+        (torch_ire.AdmIRE, {"amplify_weight_decay": False}),
+        (torch_ire.SGDIRE, {"maximize": True}),
+        (torch_ire.SGDIRE, {"momentum": 0.9, "maximize": True}),
+        (torch_ire.SGDIRE, {"momentum": 0.9, "nesterov": True}),
+        (torch.optim.AdamW, {}),
+        (torch.optim.AdamW, {"amplify_weight_decay": False}),
+    ],
+)
+def test_the_displacement_share_is_that_of_the_last_step(make, arguments):
+    """Against the same step with kappa = 0; the learning rate is so small that the direction stays what it is."""
+    weights, *gradients = torch.randn(5, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved, shares = [], []
+    for kappa in (3.0, 0.0):
+        p = torch.nn.Parameter(weights.clone())
+        base = {"lr": 1e-7, "weight_decay": 0.3}
+        if make is torch.optim.AdamW:
+            optimizer = make([p], **base)
+            handle = torch_ire.IRE(optimizer, kappa=kappa, gamma=0.5, **arguments)
+        else:
+            optimizer = handle = make([p], **base, kappa=kappa, gamma=0.5, **arguments)
+        p.grad = gradients[0].clone()
+        handle.update_mask()
+        for gradient in gradients[1:]:
+            before = p.detach().clone()
+            p.grad = gradient.clone()
+            optimizer.step()
+        moved.append(p.detach() - before)
+        shares.append(handle.ire_summary()["displacement_share"])
+    added = moved[0] - moved[1]
+    assert shares == pytest.approx([float(added.square().sum() / moved[0].square().sum()), 0.0], rel=1e-4)
+
+
 def test_tensor_learning_rate_and_kappa():
     model, other = small_model(), small_model()
     a = torch_ire.AdmIRE(model.parameters(), lr=torch.tensor(0.02), kappa=torch.tensor(3.0), curvature="random")

@@ -138,7 +138,7 @@ def enhancement(group: Mapping[str, Any]) -> float | Tensor:
 
 
 def unamplified_decay(group: Mapping[str, Any]) -> float:
-    """lr weight_decay where the decoupled decay of the base step stays at its base rate, 0 where it is amplified."""
+    """The decay, lr weight_decay, where the decoupled one of the base step is not amplified, else 0."""
     return 0.0 if group["amplify_weight_decay"] else float(group["lr"]) * float(group.get("weight_decay", 0.0))
 
 

@@ -42,7 +42,7 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
-from torch_ire.optim.summary import summarize
+from torch_ire.optim.summary import Direction, summarize
 from torch_ire.packed_mask import unpack
 
 _STATE_KEYS = ("flat_mask", "hessian_diag", "hessian_diag_updates")
@@ -221,13 +221,13 @@ class IRE:
         state = {param: self._state_of(param) for param in self._owner}
         return summarize(groups, state, self._refresh.thresholds, self._last_displacement)
 
-    def _last_displacement(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Tensor | None:
-        if param not in self._started:
+    def _last_displacement(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Direction | None:
+        if param not in self._started or "flat_mask" not in state:
             return None
-        moved = (param - self._started[param]).double()
-        if "flat_mask" not in state:
-            return None
-        return torch.where(unpack(state["flat_mask"], moved), moved / (1 + float(enhancement(group))), moved)
+        decay = unamplified_decay(group) * self._started[param].double()
+        moved = (param - self._started[param]).double() + decay
+        amplified = torch.where(unpack(state["flat_mask"], param), moved / (1 + float(enhancement(group))), moved)
+        return amplified, -decay
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
-from torch_ire.optim.summary import present_direction, summarize
+from torch_ire.optim.summary import Direction, present_direction, summarize
 from torch_ire.optim.update_rules import UpdateRule, check_base_arguments, rounding_keys
 
 # State tensors with a dtype of their own, whatever the parameter's.
@@ -170,7 +170,7 @@ class IREOptimizer(torch.optim.Optimizer):
         Cost: one read of masks and moments, and a synchronisation with the device.
         """
 
-        def direction(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Tensor | None:
+        def direction(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Direction | None:
             return present_direction(self._rule(group), group, param, state)
 
         return summarize(self.param_groups, self.state, self._refresh.thresholds, direction)

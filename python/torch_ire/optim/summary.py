@@ -12,18 +12,21 @@ from torch_ire.optim.arguments import enhancement
 from torch_ire.optim.update_rules import UpdateRule
 from torch_ire.packed_mask import count_flat, unpack
 
+# What of a base displacement IRE amplifies, and what it leaves as it is, both up to one factor.
+Direction = tuple[Tensor, Tensor | float]
+
 
 @torch.no_grad()
 def summarize(
     groups: Sequence[Mapping[str, Any]],
     state: Mapping[Tensor, dict[str, Any]],
     thresholds: Mapping[tuple[Hashable, float], Tensor],
-    direction_of: Callable[[Mapping[str, Any], Tensor, Mapping[str, Any]], Tensor | None],
+    direction_of: Callable[[Mapping[str, Any], Tensor, Mapping[str, Any]], Direction | None],
 ) -> dict[str, Any]:
-    """See :meth:`IREOptimizer.ire_summary`; ``direction_of`` gives a parameter's base displacement up to a factor."""
+    """See :meth:`IREOptimizer.ire_summary`; ``direction_of`` gives a parameter's base displacement."""
     shares: dict[str, float] = {}
     flat = total = 0
-    base = added = 0.0
+    whole = added = 0.0
     complete = True
     kappas = []
     for g, group in enumerate(groups):
@@ -43,23 +46,22 @@ def summarize(
             if direction is None:
                 complete = False
                 continue
-            squares = direction.double().square()
-            flat_squares = float(squares[unpack(mask, param)].sum())
-            base += float(squares.sum()) - flat_squares
-            base += (1 + kappa) ** 2 * flat_squares
-            added += kappa**2 * flat_squares
+            amplified, rest = direction
+            extra = kappa * amplified.double() * unpack(mask, param)
+            whole += float((amplified + rest + extra).square().sum())
+            added += float(extra.square().sum())
     return {
         "flat_share": flat / total if total else 0.0,
         "flat_share_by_parameter": shares,
         "threshold": {_label(key): float(value) for key, value in thresholds.items()},
         "kappa_eff": kappas,
-        "displacement_share": (added / base if base else 0.0) if complete else None,
+        "displacement_share": (added / whole if whole else 0.0) if complete else None,
     }
 
 
 def present_direction(
     rule: UpdateRule, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]
-) -> Tensor | None:
+) -> Direction | None:
     """The direction of the base optimizer's displacement in its present state, or ``None`` where it is not at hand."""
     theta = param.detach()
     if rule.name == "adamw":
@@ -68,12 +70,16 @@ def present_direction(
         t = max(float(state["step"]), 1.0)
         beta1, beta2 = group["betas"]
         denominator: Tensor = (state["exp_avg_sq"] / (1 - beta2**t)).sqrt() + group["eps"]
-        decay = group["weight_decay"] if group["amplify_weight_decay"] else 0.0
-        direction: Tensor = state["exp_avg"] / (denominator * (1 - beta1**t)) + decay * theta
-        return direction
-    if group["momentum"] != 0:
-        return state.get("momentum_buffer")
-    return None if param.grad is None else param.grad + group["weight_decay"] * theta
+        adaptive: Tensor = state["exp_avg"] / (denominator * (1 - beta1**t))
+        decay = group["weight_decay"] * theta
+        return (adaptive + decay, 0.0) if group["amplify_weight_decay"] else (adaptive, decay)
+    buffer = state.get("momentum_buffer") if group["momentum"] != 0 else None
+    if buffer is not None and (param.grad is None or not group["nesterov"]):
+        return buffer, 0.0
+    if param.grad is None:
+        return None
+    gradient = (-param.grad if group["maximize"] else param.grad) + group["weight_decay"] * theta
+    return (gradient if buffer is None else gradient + group["momentum"] * buffer), 0.0
 
 
 def _label(key: tuple[Hashable, float]) -> str:
