@@ -334,6 +334,7 @@ BAD_ARGUMENTS = [
     ({"warmup_steps": -1}, "Invalid warmup_steps value: -1"),
     ({"mask_interval": 0}, "Invalid mask_interval value: 0"),
     ({"mask_interval": 2.5}, "Invalid mask_interval value: 2.5"),
+    ({"seed": 0.5}, "Invalid seed value: 0.5"),
     ({"curvature_beta": 1.0}, "Invalid curvature_beta value: 1.0"),
     ({"curvature": "random", "curvature_beta": 0.5}, "curvature_beta is for gradients drawn at a refresh"),
     ({"curvature": "hessian"}, "Invalid curvature value: 'hessian'"),

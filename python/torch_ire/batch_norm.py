@@ -13,13 +13,12 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
     """Context in which forward passes of ``model`` leave running statistics alone, in training mode too.
 
     For the perturbed pass of SAM and for the pass of a mask: batches are normalised by their own statistics as in
-    training,
-    while ``running_mean``, ``running_var`` and ``num_batches_tracked`` keep what the training passes have put there.
+    training, while ``running_mean``, ``running_var`` and ``num_batches_tracked`` keep what the training passes have
+    put there.
 
     Args:
         model: Any module; every submodule with running statistics is covered (BatchNorm of any dimension,
-            SyncBatchNorm,
-            InstanceNorm with statistics, and modules that follow their conventions).
+            SyncBatchNorm, InstanceNorm with statistics, and modules that follow their conventions).
 
     Cost: nothing but a walk over the modules. Nothing is copied: the buffers are detached from their modules meanwhile.
 

@@ -1,8 +1,7 @@
 """The flat mask as packed bits: one bit a coordinate in memory, a bool tensor of the parameter's shape in checkpoints.
 
 Coordinate ``i`` of a dense tensor, counted in memory order, is bit ``i % 8`` of byte ``i // 8``; the bits behind the
-last
-coordinate are 0.
+last coordinate are 0.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Projector(Protocol):
         """Adds ``kappa P (params - previous)`` to the parameters; called after the base step, without gradients."""
 
 
-# What a group counts: steps of the schedule, the step of its last refresh (-1: none), and the largest learning rate so
-# far.
+# What a group counts: steps of the schedule, the step of its last refresh (-1: none), and the largest learning rate
+# so far.
 COUNTERS: dict[str, Any] = {"ire_step": 0, "ire_mask_step": -1, "ire_max_lr": 0.0}
 
 
@@ -77,6 +77,8 @@ def check_ire_arguments(group: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid warmup_steps value: {group['warmup_steps']}")
     if not (isinstance(group["mask_interval"], int) and group["mask_interval"] >= 1):
         raise ValueError(f"Invalid mask_interval value: {group['mask_interval']}")
+    if not isinstance(group["seed"], int):
+        raise ValueError(f"Invalid seed value: {group['seed']}")
     if not 0.0 <= group["curvature_beta"] < 1.0:
         raise ValueError(f"Invalid curvature_beta value: {group['curvature_beta']}")
     if group["curvature_beta"] > 0.0 and refreshes_itself(group):
@@ -146,8 +148,7 @@ def moves_nothing(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every learning rate is 0, as in the rehearsal step by which checkpointing tools create optimizer state.
 
     Such a step leaves the parameters alone, so it does not advance the schedule either. A learning rate in device
-    memory is
-    not read.
+    memory is not read.
     """
     return all(
         float(group["lr"]) == 0.0 if not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu" else False

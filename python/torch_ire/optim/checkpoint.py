@@ -1,12 +1,9 @@
 """State dicts: what torch's own conventions leave open for optimizers whose state has dtypes of its own.
 
 ``torch.optim.Optimizer.load_state_dict`` casts every state tensor but ``step`` to the parameter's dtype, which would
-ruin
-packed masks and the float32 moments of half-precision parameters. The functions here take those tensors out of the way
-of
-that cast and put them where they belong, and turn masks into what a checkpoint should hold: bool tensors in the
-parameter's
-shape, which people can read and other tools can reshard.
+ruin packed masks and the float32 moments of half-precision parameters. The functions here take those tensors out of the
+way of that cast and put them where they belong, and turn masks into what a checkpoint should hold: bool tensors in the
+parameter's shape, which people can read and other tools can reshard.
 """
 
 from __future__ import annotations

@@ -56,8 +56,7 @@ class IRE:
     .. math:: \theta_{t+1} = \theta_t + (1 + \kappa n_t) \odot \Delta_t
 
     with :math:`\Delta_t` whatever displacement the optimizer's own ``step()`` makes. Training loops, schedulers and
-    scalers
-    go on using the optimizer itself; the handle refreshes the mask::
+    scalers go on using the optimizer itself; the handle refreshes the mask::
 
         opt = torch.optim.NAdam(model.parameters(), lr=2e-3)
         ire = torch_ire.IRE(opt, kappa=2.0, gamma=0.8)
@@ -92,8 +91,7 @@ class IRE:
         TypeError: Something is not an optimizer.
 
     Cost: 20 + 1/8 bytes of traffic a float32 parameter on top of the optimizer's step, and a copy of the parameters;
-    the
-    classes of this library need neither.
+    the classes of this library need neither.
 
     Example:
         >>> import torch, torch_ire

@@ -134,18 +134,15 @@ class IREOptimizer(torch.optim.Optimizer):
 
         Args:
             loss: For ``curvature="hutchinson"``: a scalar loss with its graph. For "fisher": nothing; ``.grad`` holds
-            the
-                gradients of :func:`torch_ire.sampled_cross_entropy`.
+                the gradients of :func:`torch_ire.sampled_cross_entropy`.
             num_predictions: B, the number of independent predictions in the batch. It matters only to
-            ``curvature_beta``
-                > 0 with batches of different sizes, and to who reads ``hessian_diag``.
+                ``curvature_beta`` > 0 with batches of different sizes, and to who reads ``hessian_diag``.
             grad_scale: The loss scale that the gradients carry, where ``curvature_beta`` > 0; a ranking does not need
-            it.
+                it.
 
         Raises:
             RuntimeError: No parameter has a gradient, a gradient is sparse, or the curvature does not need this call.
-                No
-                tensor has been changed then.
+                No tensor has been changed then.
             ValueError: ``num_predictions`` is not a positive number.
 
         Clears ``.grad`` ("fisher"). Cost: two to three reads of the gradients, at most 1 MiB of workspace with
@@ -163,8 +160,7 @@ class IREOptimizer(torch.optim.Optimizer):
             ``flat_share`` (of all coordinates with a mask), ``flat_share_by_parameter`` (by name, or by
             "group.position"), ``threshold`` (of the last refresh of this process, by ranking and gamma), ``kappa_eff``
             (by group), ``displacement_share``: the share of the squared displacement, taken along the present direction
-            of
-            the base optimizer, that IRE adds; ``None`` where that direction is gone (SGD without momentum and
+            of the base optimizer, that IRE adds; ``None`` where that direction is gone (SGD without momentum and
             gradients).
 
         Cost: one read of masks and moments, and a synchronisation with the device.
@@ -195,8 +191,7 @@ class IREOptimizer(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: A gradient is sparse or of another dtype, device or shape than its parameter. No tensor has
-                been
-                changed then.
+                been changed then.
         """
         loss = None
         if closure is not None:

@@ -43,8 +43,7 @@ class SAMIRE(IREOptimizer):
         opt.second_step(zero_grad=True)        # back to theta, and the step from there
 
     or ``opt.step(closure)``. With gradient accumulation, accumulate the same micro-batches before each of the two
-    calls.
-    With ``GradScaler``, scale both losses, call ``first_step`` without unscaling (the scale cancels) and
+    calls. With ``GradScaler``, scale both losses, call ``first_step`` without unscaling (the scale cancels) and
     ``scaler.step(opt)`` in place of ``second_step``: a non-finite gradient in either pass skips the step and restores.
 
     Args:
@@ -54,16 +53,15 @@ class SAMIRE(IREOptimizer):
         rho: Radius of the perturbation, at least 0.
         adaptive: ASAM: e = rho theta^2 g / || |theta| g ||.
         perturbation: "gradient", or "random": average SAM, e = rho xi / ||xi|| with xi normal, the same on every
-            replica. It
-            needs no gradient, so ``first_step`` comes before the only backward pass.
+            replica. It needs no gradient, so ``first_step`` comes before the only backward pass.
         **arguments_of_the_base: Those of :class:`SGDIRE` or :class:`AdmIRE`.
 
     Raises:
         ValueError: An argument is out of its range.
         TypeError: An argument is unknown to the base, or a parameter is complex.
 
-    Cost: the base step and 24 bytes of traffic a float32 parameter; 4 bytes for the backup, which is no part of the
-    state.
+    Cost: the base step and 24 bytes of traffic a float32 parameter; 4 bytes for the backup, which is no part of
+    the state.
 
     Example:
         >>> import torch, torch_ire
@@ -198,8 +196,7 @@ class SAMIRE(IREOptimizer):
         """Context in which the parameters stand at theta + e, for loops that own their micro-batches.
 
         Gradients are cleared on entry and may be accumulated inside; on exit, also by an exception, the parameters are
-        theta
-        again, and ``step()`` takes the step. Cost over the two calls: one more pass of 8 bytes a parameter.
+        theta again, and ``step()`` takes the step. Cost over the two calls: one more pass of 8 bytes a parameter.
         """
         self.first_step(zero_grad=True)
         try:
@@ -213,8 +210,7 @@ class SAMIRE(IREOptimizer):
 
         Args:
             closure: Clears the gradients, evaluates the model, calls backward and returns the loss. It is called twice
-            (once
-                for a random perturbation); freeze BatchNorm in the second call with
+                (once for a random perturbation); freeze BatchNorm in the second call with
                 :func:`torch_ire.frozen_batch_norm`.
 
         Returns:
@@ -249,8 +245,7 @@ class SAMIRE(IREOptimizer):
             found_inf = torch.maximum(found_inf, (~self._first_norm.isfinite()).to(found_inf))
         for param, backup in moved.items():
             # a parameter that the second pass gave no gradient takes no step, but has to come back; one with gaps in
-            # memory
-            # steps through a copy of itself
+            # memory steps through a copy of itself
             if param.grad is None or not is_dense(param):
                 param.copy_(backup)
         for _, _, param in indexed_parameters(self.param_groups):
