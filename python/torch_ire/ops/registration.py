@@ -14,13 +14,9 @@ from torch_ire import _native, reference
 namespace = torch.ops.torch_ire
 
 
-# Operators without a CUDA kernel: the reference runs there, in torch's own kernels.
-CPU_ONLY = frozenset({"displacement_projected_", "lanczos_step_", "project_out"})
-
-
 def call(name: str, device: torch.device, *args: Any, **kwargs: Any) -> Any:
     """Calls ``torch.ops.torch_ire.<name>``, or ``reference.<name>`` where no native operator runs on ``device``."""
-    if _native.available(device) and (device.type == "cpu" or name not in CPU_ONLY):
+    if _native.available(device):
         return getattr(namespace, name).default(*args, **kwargs)
     return getattr(reference, name)(*args, **kwargs)
 
