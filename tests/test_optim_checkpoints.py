@@ -206,6 +206,33 @@ def test_a_state_dict_of_another_model_changes_nothing():
             assert torch.equal(after["state"][index][key], value)
 
 
+def test_the_seed_of_labels_is_taken_when_the_first_is_drawn():
+    """A state dict in between, as some trainers take one at once, does not settle it."""
+    drawn = []
+    for early in (False, True):
+        torch_ire.default_label_generator._seed, torch_ire.default_label_generator._offset = None, 0
+        model = small_model()
+        optimizer = torch_ire.AdmIRE(model.parameters())
+        if early:
+            torch.manual_seed(99)
+            optimizer.load_state_dict(optimizer.state_dict())
+        torch.manual_seed(5)
+        drawn.append(torch_ire.sampled_cross_entropy(model(batch(0)[0])).item())
+    assert drawn[0] == drawn[1]
+
+
+def test_a_mask_before_the_first_step_comes_with_moments():
+    """torch takes any state for a complete one."""
+    model = small_model()
+    optimizer = torch_ire.AdmIRE(model.parameters())
+    loss_of(model, 0).backward()
+    optimizer.update_mask()
+    plain = torch.optim.AdamW(model.parameters())
+    plain.load_state_dict(optimizer.state_dict())
+    loss_of(model, 0).backward()
+    plain.step()
+
+
 def test_hooks_of_state_dicts_keep_working():
     model = small_model()
     optimizer = torch_ire.AdmIRE(model.parameters(), curvature="random")

@@ -193,6 +193,23 @@ def test_backups_are_no_state():
         twin.second_step()
 
 
+def test_a_copy_or_a_checkpoint_in_the_middle_of_a_step():
+    model = small_model()
+    opt = torch_ire.SAMIRE(model.parameters(), rho=0.5)
+    before, state = values(model), opt.state_dict()
+    loss_of(model, 0).backward()
+    opt.first_step()
+    with pytest.raises(RuntimeError, match=r"copied between first_step\(\) and second_step\(\)"):
+        copy.deepcopy(opt)
+    for p, w in zip(model.parameters(), before, strict=True):
+        p.data.copy_(w)
+    opt.load_state_dict(state)  # as a loop that falls back to its last checkpoint
+    opt.zero_grad()
+    opt.step()
+    for p, q in zip(before, values(model), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_several_dtypes_share_one_norm():
     p = torch.nn.Parameter(torch.zeros(1))
     q = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))

@@ -51,6 +51,11 @@ class LabelGenerator:
         self._seed, self._offset = seed, 0
         return self
 
+    @property
+    def used(self) -> bool:
+        """Whether there is a position to keep: a label has been drawn since the generator was made or seeded."""
+        return self._offset > 0
+
     def state_dict(self) -> dict[str, int]:
         """Seed and number of calls so far; plain integers."""
         return {"seed": self._resolved_seed(), "offset": self._offset}

@@ -41,6 +41,8 @@ def with_label_generator(state_dict: dict[str, Any]) -> dict[str, Any]:
 
     A training loop that passes no generator of its own need not know that there is one.
     """
+    if not default_label_generator.used:
+        return state_dict  # its seed is still to be taken from torch's
     first, *others = state_dict["param_groups"]
     return {
         **state_dict,
@@ -138,6 +140,8 @@ __all__ = [
     "check_state",
     "completed_groups",
     "restored_tensors",
+    "take_label_generator",
+    "with_label_generator",
     "with_readable_masks",
     "without_tensors",
 ]

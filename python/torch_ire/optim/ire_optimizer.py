@@ -152,6 +152,11 @@ class IREOptimizer(torch.optim.Optimizer):
             Wang et al., arXiv:2405.20763, Eqs. (5) and (6).
         """
         self._refresh.from_gradients(loss, num_predictions, grad_scale)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if "flat_mask" in self.state.get(param, {}):
+                    # a mask without moments would look like complete state to the base optimizer that loads it
+                    self._rule(group).prepare(group, param, self.state[param])
 
     def ire_summary(self) -> dict[str, Any]:
         """What IRE does at present: flat share, threshold, kappa and share of the displacement, as plain numbers.
@@ -209,7 +214,7 @@ class IREOptimizer(torch.optim.Optimizer):
         rehearsal = moves_nothing(self.param_groups)
         batches = self._batches(backups)
         if "random" in curvatures and not rehearsal:
-            self._refresh.at_random()
+            self._refresh.at_random(lambda param: param.grad is not None)
         if not rehearsal:
             refresh_projectors(self.param_groups)
         previous = {

@@ -124,13 +124,13 @@ class MaskRefresh:
             self._rank("second_moment", found, "abs")
 
     @torch.no_grad()
-    def at_random(self) -> None:
-        """Draws every random mask that is due anew: the control."""
+    def at_random(self, stepping: Callable[[Tensor], bool] = lambda param: param.requires_grad) -> None:
+        """Draws every random mask that is due anew, of the parameters that may take the coming step: the control."""
         due = [group for group in self.groups() if group["curvature"] == "random" and is_due(group)]
         if not due:
             return
         for index, group, param in self._parameters("random"):
-            if param.requires_grad and any(group is g for g in due):
+            if stepping(param) and any(group is g for g in due):
                 key = mix64(mix64(mix64(group["seed"], _RANDOM_MASK), group["ire_step"]), index)
                 draw_random_mask(self._mask_of(param), param.numel(), group["gamma"], key)
         for group in due:

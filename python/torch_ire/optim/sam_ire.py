@@ -128,6 +128,23 @@ class SAMIRE(IREOptimizer):
         """Memory of the backups, kept from step to step."""
         return self.__dict__.setdefault("_backups", {})  # type: ignore[no-any-return]
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self._perturbed:
+            raise RuntimeError(f"{type(self).__name__}: copied between first_step() and second_step(), away from theta")
+        return super().__getstate__()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As :meth:`AdmIRE.load_state_dict`; a step that was begun is forgotten, for its weights are of another time.
+
+        Args:
+            state_dict: Plain dict of tensors and numbers.
+
+        Raises:
+            ValueError: The state dict belongs to another model. Nothing has been changed then.
+        """
+        super().load_state_dict(state_dict)
+        self._perturbed.clear()
+
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
         """Moves the parameters to theta + e and keeps theta.

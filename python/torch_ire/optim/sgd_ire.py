@@ -46,7 +46,9 @@ class SGDIRE(IREOptimizer):
         rounding: "stochastic" rounds bfloat16 parameters so that small steps are not lost on average.
         seed: Of random masks, random signs and stochastic rounding; the same on every replica.
         maximize: Ascend instead of descend.
-        capturable: The step may be captured in a CUDA graph.
+        capturable: The step may be captured in a CUDA graph, with lr and kappa as tensors if they are to change. The
+            schedule is counted on the host: a replay does not advance it, so masks are refreshed, and the graph is
+            captured again after the first one, by the loop.
         implementation: "native", "reference", or ``None`` for native where it runs.
 
     Raises:
