@@ -151,7 +151,9 @@ def main() -> None:
         execute("torch-ire", "demo", *arguments)
     elif command == "test":
         set_up("test", build=True)
-        execute("python", "-m", "pytest", *arguments, cwd=ROOT)
+        # one process a core, files kept whole for their fixtures; idle threads of one process leave the core to the other
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        execute("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *arguments, cwd=ROOT)
     elif command == "lint":
         set_up("dev", build=False)
         execute("python", "tools/lint.py", *arguments, cwd=ROOT)

@@ -22,22 +22,26 @@ RESULTS = Path(__file__).parent / "results"
 Prepare = Callable[[], Callable[[], object]]
 
 
-def interleaved(candidates: Mapping[str, Prepare], repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of each candidate: median and the 20 % and 80 % quantiles.
+def interleaved(candidates: Mapping[str, Prepare], repeats: int) -> tuple[dict[str, dict[str, float]], float]:
+    """Seconds of each candidate (median, 20 % and 80 % quantiles), and the ratio of the first to the second.
 
-    The candidates take turns, so that what else the machine does hits all of them alike.
+    The candidates take turns, each going first in every other round, and the ratio is the median of those within a
+    round: what else the machine does, and where its memory bandwidth drifts, hits both alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(2):
         for prepare in candidates.values():
             prepare()()
-    for _ in range(repeats):
-        for name, prepare in candidates.items():
+    for round_number in range(repeats):
+        order = list(candidates.items())
+        for name, prepare in reversed(order) if round_number % 2 else order:
             run = prepare()
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    return {name: summary(times) for name, times in seconds.items()}
+    first, second, *_ = seconds.values()
+    ratio = statistics.median(a / b for a, b in zip(first, second, strict=True))
+    return {name: summary(times) for name, times in seconds.items()}, ratio
 
 
 def summary(times: list[float]) -> dict[str, float]:

@@ -20,8 +20,8 @@ constexpr int kStreamBlocks = sizeof(T) == 8 ? 3 : 4;
 // makes several waves of blocks.
 constexpr int64_t kStreamChunk = 8192;
 
-// 16-byte loads that a thread of a reading kernel has in flight: with eight blocks on an SM four times what is needed, so
-// that the barriers between chunks do not show.
+// 16-byte loads that a thread of a reading kernel has in flight: with eight blocks on an SM four times what is needed,
+// so that the barriers between chunks do not show.
 constexpr int kVectorsInFlight = 4;
 
 // Blocks of a reduction: a number of its own, not the device's, so that every GPU adds in the same order; nearly eight

@@ -24,7 +24,7 @@ struct AdamwHyperparameters {
 // flat ones.
 template <class opmath>
 struct AdamwCoefficients {
-  opmath one_minus_beta1, beta2, one_minus_beta2, eps, sqrt_bias_correction2;
+  opmath one_minus_beta1, beta2, one_minus_beta2, eps;
   opmath step_size[2], keep[2];
 };
 
@@ -34,9 +34,10 @@ TORCH_IRE_HD AdamwCoefficients<opmath> adamw_coefficients(const AdamwHyperparame
   c.one_minus_beta1 = static_cast<opmath>(1.0 - h.beta1);
   c.beta2 = static_cast<opmath>(h.beta2);
   c.one_minus_beta2 = static_cast<opmath>(1.0 - h.beta2);
-  c.eps = static_cast<opmath>(h.eps);
-  c.sqrt_bias_correction2 = static_cast<opmath>(std::sqrt(1.0 - std::pow(h.beta2, t)));
-  const double step_size = h.lr / (1.0 - std::pow(h.beta1, t));
+  // m / (sqrt(v) / r + eps) = r m / (sqrt(v) + r eps): one division a coordinate less
+  const double r = std::sqrt(1.0 - std::pow(h.beta2, t));
+  c.eps = static_cast<opmath>(h.eps * r);
+  const double step_size = h.lr * r / (1.0 - std::pow(h.beta1, t));
   const double decay = h.lr * h.weight_decay;
   c.step_size[0] = static_cast<opmath>(step_size);
   c.step_size[1] = static_cast<opmath>(step_size * (1.0 + h.kappa));
@@ -50,7 +51,7 @@ TORCH_IRE_HD opmath adamw_flat_step(opmath theta, opmath g, opmath& m, opmath& v
                                     const AdamwCoefficients<opmath>& c) {
   m = m + c.one_minus_beta1 * (g - m);
   v = c.beta2 * v + c.one_minus_beta2 * g * g;
-  const opmath denominator = std::sqrt(v) / c.sqrt_bias_correction2 + c.eps;
+  const opmath denominator = std::sqrt(v) + c.eps;
   const opmath keep = flat ? c.keep[1] : c.keep[0];
   const opmath step_size = flat ? c.step_size[1] : c.step_size[0];
   return keep * theta - step_size * m / denominator;
