@@ -151,7 +151,7 @@ def main() -> None:
         execute("torch-ire", "demo", *arguments)
     elif command == "test":
         set_up("test", build=True)
-        # one process a core, files kept whole for their fixtures; idle threads of one process leave the core to the other
+        # one process a core, files kept whole for their fixtures; idle threads leave the core to the other process
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         execute("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *arguments, cwd=ROOT)
     elif command == "lint":
