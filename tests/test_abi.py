@@ -70,8 +70,8 @@ def test_no_path_of_the_build_machine() -> None:
 
 
 def test_library_is_small() -> None:
-    """5 MB leave room for CUDA kernels of several architectures; a static torch or debug information would not fit."""
-    assert LIBRARY.stat().st_size < 5e6
+    """CUDA kernels of three architectures take 5 MB; a static torch or debug information would not fit."""
+    assert LIBRARY.stat().st_size < 7e6
 
 
 def test_only_the_module_is_exported() -> None:
