@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torch_ire
-from optimizer_cases import ADAMW, CASES, IDS, batch, loss_of, refresh, small_model, train, values
+from optimizer_cases import ADAMW, CASES, IDS, loss_of, refresh, small_model, train, values
 from tolerances import assert_within_ulps
 from torch_ire.packed_mask import pack, unpack
 
@@ -445,7 +445,6 @@ def test_random_masks_have_the_share_and_change_every_interval():
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(masks[2], masks[3])
     assert not torch.equal(masks[1], masks[2])
-    assert batch(0)[0].shape == (32, 8)
 
 
 def test_every_group_may_have_a_curvature_of_its_own():

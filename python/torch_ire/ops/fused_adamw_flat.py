@@ -73,7 +73,7 @@ def fused_adamw_flat_(
             changed then.
 
     Cost: 28 + 1/8 bytes a float32 coordinate, 4 more with ``restore_from``; no workspace.
-    Determinism: elementwise, the same bits run to run; CPU and CUDA agree to 2 ulp.
+    Determinism: elementwise, the same bits run to run and for any number of threads.
 
     Example:
         >>> import torch

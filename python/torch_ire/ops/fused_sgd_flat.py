@@ -71,7 +71,7 @@ def fused_sgd_flat_(
 
     Cost: 20 + 1/8 bytes a float32 coordinate with momentum, 12 + 1/8 without, 4 more with ``restore_from``; no
     workspace.
-    Determinism: elementwise, the same bits run to run; CPU and CUDA agree to 2 ulp.
+    Determinism: elementwise, the same bits run to run and for any number of threads.
 
     Example:
         >>> import torch
