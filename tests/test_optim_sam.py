@@ -106,6 +106,65 @@ def test_the_two_step_and_the_closure_form_agree():
         assert torch.equal(p, r)
 
 
+def empty() -> None:
+    """What trainers pass to step() where the loop itself has computed the gradients."""
+
+
+def test_an_empty_closure_takes_the_second_step():
+    a, b, c = small_model(), small_model(), small_model()
+    opt_a, opt_b, opt_c = (torch_ire.SAMIRE(m.parameters(), lr=0.1, rho=0.2, kappa=0.0) for m in (a, b, c))
+    train(a, opt_a, range(2))
+    for step in range(2):
+        loss_of(b, step).backward()
+        opt_b.first_step(zero_grad=True)
+        loss_of(b, step).backward()
+        opt_b.step(empty)
+        opt_b.zero_grad()
+        loss_of(c, step).backward()
+        with opt_c.perturbed():
+            loss_of(c, step).backward()
+        opt_c.step(empty)
+        opt_c.zero_grad()
+    for p, q, r in zip(values(a), values(b), values(c), strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(p, r)
+
+
+def test_a_closure_that_computes_no_gradient_is_refused():
+    model = small_model()
+    opt = torch_ire.SAMIRE(model.parameters(), lr=0.1, rho=0.2)
+    before = values(model)
+    loss_of(model, 0).backward()
+    with pytest.raises(RuntimeError, match="left no gradient at the perturbed parameters"):
+        opt.step(empty)
+    for p, q in zip(before, values(model), strict=True):
+        assert torch.equal(p, q)
+
+
+class PosingWrapper:
+    """As Lightning wraps optimizers: an heir of the optimizer's class without state of its own."""
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self.__class__ = type("Posing" + type(optimizer).__name__, (PosingWrapper, type(optimizer)), {})
+
+    def step(self, closure=None):
+        return self._optimizer.step(closure or empty)
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)
+
+
+def test_a_wrapper_that_inherits_from_the_optimizer_shares_its_perturbation():
+    a, b = small_model(), small_model()
+    opt_a, opt_b = (torch_ire.SAMIRE(m.parameters(), lr=0.1, momentum=0.9, rho=0.2) for m in (a, b))
+    train(a, opt_a, range(3))
+    train(b, PosingWrapper(opt_b), range(3))
+    for p, q in zip(values(a), values(b), strict=True):
+        assert torch.equal(p, q)
+    assert opt_b.ire_summary()["threshold"] == opt_a.ire_summary()["threshold"]
+
+
 def test_an_exception_in_the_perturbed_pass_restores():
     model = small_model()
     opt = torch_ire.SAMIRE(model.parameters(), rho=0.5)

@@ -100,17 +100,28 @@ class IREOptimizer(torch.optim.Optimizer):
     # -- mask --------------------------------------------------------------------------------------------------------
 
     @property
+    def _own(self) -> dict[str, Any]:
+        """Attributes that are no state and that no copy takes along.
+
+        A wrapper that poses as this class by inheriting from it (Lightning's) has those of the optimizer in it: some of
+        its methods run on the wrapper and some on the optimizer.
+        """
+        inner = self.__dict__.get("_optimizer")
+        return inner._own if isinstance(inner, IREOptimizer) else self.__dict__
+
+    @property
     def _refresh(self) -> MaskRefresh:
         # made on demand: a copied or unpickled optimizer has its groups and state and nothing else
-        if "_mask_refresh" not in self.__dict__:
-            self._mask_refresh = MaskRefresh(
+        own = self._own
+        if "_mask_refresh" not in own:
+            own["_mask_refresh"] = MaskRefresh(
                 type(self).__name__,
                 lambda: self.param_groups,
                 lambda param: self.state[param],
                 lambda param: self.state.get(param, {}),
                 functions_of,
             )
-        return self._mask_refresh
+        return own["_mask_refresh"]  # type: ignore[no-any-return]
 
     def mask_due(self) -> bool:
         """Whether ``update_mask()`` is to be called before the coming step: at t = T_w, T_w + K, ... (Algorithm 1).
@@ -283,7 +294,7 @@ class IREOptimizer(torch.optim.Optimizer):
     @property
     def _whole_groups(self) -> dict[int, bool]:
         """Groups that were one batch as they are when last looked at; a guess, which the operator's checks correct."""
-        return self.__dict__.setdefault("_whole", {})  # type: ignore[no-any-return]
+        return self._own.setdefault("_whole", {})  # type: ignore[no-any-return]
 
     def _scalars(self, batch: Batch, found_inf: Tensor | None) -> dict[str, Any]:
         """Learning rate, kappa and AMP scalars, each as a float or on the device of the batch."""

@@ -121,12 +121,12 @@ class SAMIRE(IREOptimizer):
     @property
     def _perturbed(self) -> dict[Tensor, Tensor]:
         """Parameters that stand at theta + e, with theta; empty between steps. No state: it does not outlive a step."""
-        return self.__dict__.setdefault("_moved", {})  # type: ignore[no-any-return]
+        return self._own.setdefault("_moved", {})  # type: ignore[no-any-return]
 
     @property
     def _buffers(self) -> dict[Tensor, Tensor]:
         """Memory of the backups, kept from step to step."""
-        return self.__dict__.setdefault("_backups", {})  # type: ignore[no-any-return]
+        return self._own.setdefault("_backups", {})  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
         if self._perturbed:
@@ -188,7 +188,7 @@ class SAMIRE(IREOptimizer):
         for (device, dtype, rho, adaptive, functions), (params, directions, backups) in calls.items():
             on_device = norm.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
             functions.sam_perturb_(params, directions, backups, on_device, rho=rho, adaptive=adaptive)
-        self._first_norm = norm
+        self._own["_first_norm"] = norm
         if zero_grad:
             self.zero_grad()
 
@@ -218,6 +218,7 @@ class SAMIRE(IREOptimizer):
         self.first_step(zero_grad=True)
         try:
             yield
+            self._own["_gradients_taken"] = True
         finally:
             self._restore()
 
@@ -227,29 +228,43 @@ class SAMIRE(IREOptimizer):
 
         Args:
             closure: Clears the gradients, evaluates the model, calls backward and returns the loss. It is called twice
-                (once for a random perturbation); freeze BatchNorm in the second call with
-                :func:`torch_ire.frozen_batch_norm`.
+                (once for a random perturbation, and after ``first_step()`` or ``perturbed()``); freeze BatchNorm in the
+                perturbed call with :func:`torch_ire.frozen_batch_norm`.
 
         Returns:
             The loss of the first call, or ``None``.
+
+        Raises:
+            RuntimeError: The perturbed call of the closure left no gradient. The parameters are theta then.
         """
+        # whether the gradients of the perturbed pass are there, or are up to one call of the closure
+        second = self._own.pop("_gradients_taken", False) or bool(self._perturbed)
+        if closure is None:
+            self._step_from_backups()
+            return None
         loss = None
-        if closure is not None:
-            random = self.param_groups[0]["perturbation"] == "random"
-            if not random:
-                with torch.enable_grad():
-                    loss = closure()
-            self.first_step(zero_grad=True)
-            try:
-                with torch.enable_grad():
-                    perturbed_loss = closure()
-                self._step_from_backups()
-            except BaseException:
-                self._restore()
-                raise
-            return perturbed_loss if random else loss
-        self._step_from_backups()
-        return loss
+        try:
+            if not second:
+                if self.param_groups[0]["perturbation"] != "random":
+                    with torch.enable_grad():
+                        loss = closure()
+                self.first_step(zero_grad=True)
+            with torch.enable_grad():
+                perturbed_loss = closure()
+            self._check_perturbed_gradients()
+            self._step_from_backups()
+        except BaseException:
+            self._restore()
+            raise
+        return perturbed_loss if loss is None else loss
+
+    def _check_perturbed_gradients(self) -> None:
+        if all(param.grad is None for group in self.param_groups for param in group["params"]):
+            raise RuntimeError(
+                f"{type(self).__name__}.step(closure): the closure left no gradient at the perturbed parameters; it "
+                "has to call backward() each time. Where a trainer passes a closure that computes nothing "
+                "(Lightning's manual optimization), call first_step() and second_step()"
+            )
 
     def _step_from_backups(self) -> None:
         found_inf = getattr(self, "found_inf", None)
@@ -259,7 +274,7 @@ class SAMIRE(IREOptimizer):
             return
         if found_inf is not None:
             # under a GradScaler a non-finite first pass skips the step as a non-finite second one does
-            found_inf = torch.maximum(found_inf, (~self._first_norm.isfinite()).to(found_inf))
+            found_inf = torch.maximum(found_inf, (~self._own["_first_norm"].isfinite()).to(found_inf))
         for param, backup in moved.items():
             # a parameter that the second pass gave no gradient takes no step, but has to come back; one with gaps in
             # memory steps through a copy of itself
