@@ -102,6 +102,10 @@ def _sample_labels(s: Sample) -> Call:
     return (s.normal((6, 11)),), {"seed": 1, "offset": 2}
 
 
+def _score_histogram(s: Sample) -> Call:
+    return (s.normals(), torch.tensor(0, device=s.device)), {"shift": 12, "score": "abs", "wide": True}
+
+
 # operator -> arguments of a call in which every hyperparameter matters
 OPERATORS: dict[str, Callable[[Sample], Call]] = {
     "displacement_flat_": _displacement_flat_,
@@ -116,4 +120,5 @@ OPERATORS: dict[str, Callable[[Sample], Call]] = {
     "project_out": _project_out,
     "sam_perturb_": _sam_perturb_,
     "sample_labels": _sample_labels,
+    "score_histogram": _score_histogram,
 }

@@ -2,23 +2,10 @@
 
 #include <cstdint>
 
-#include "math/ordered_bits.h"
-#include "math/score.h"
+#include "math/score_key.h"
 #include "math/selection.h"
 
 namespace torch_ire {
-
-template <class T, Score score>
-using score_key_t = ordered_key_t<score_t<T, score>>;
-
-// Key of the score of x: scores of magnitude take the cheaper conversion.
-template <Score score, class T>
-TORCH_IRE_HD score_key_t<T, score> score_key(T x) {
-  if constexpr (score == Score::value)
-    return ordered_key(score_of<score>(x));
-  else
-    return ordered_key_of_magnitude(score_of<score>(x));
-}
 
 // Writes the keys of x[begin, end) that lie strictly inside the bracket to `inside`, which has room for all of them,
 // and returns how many; adds the number of keys up to the bracket's low end to `up_to_low`.

@@ -39,6 +39,11 @@ TORCH_IRE_LIBRARY(m) {
       "Tensor? grad_scale=None) -> ()");
   // the k-th smallest score (k from 1) over all tensors; `hint` is a guess at the answer that can only change the time
   m.def("kth_value(Tensor[] tensors, int k, *, str score=\"value\", Tensor? hint=None) -> Tensor");
+  // counts[b] = number of ordered keys of scores with (key >> shift >> 11) == prefix and digit (key >> shift) & 2047 =
+  // b; at the top, where no bits are left for a prefix, b = 1024 + (key >> shift). Keys of 32 bits in the order of
+  // float32, of 64 bits in the order of float64 where `wide` or the score is float64
+  m.def(
+      "score_histogram(Tensor[] tensors, Tensor prefix, *, int shift, str score=\"value\", bool wide=False) -> Tensor");
   // bit = score is finite and score <= threshold
   m.def("flat_mask_(Tensor(a!)[] flat_masks, Tensor[] scores, Tensor threshold, *, str score=\"value\") -> ()");
 

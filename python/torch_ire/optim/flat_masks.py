@@ -6,7 +6,7 @@ Everything here works on (parameter, score, mask) triples and serves the optimiz
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
+from torch_ire.optim.exact_threshold import exact_threshold, on_device
 from torch_ire.packed_mask import num_bytes, pack
 
 
@@ -48,16 +49,16 @@ def refresh_masks(
         score: What of a score tensor is ranked: "abs" or "square".
         thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated.
 
-    Cost: between one and two reads of the scores for the exact threshold, one more for the bits.
+    Cost: between one and two reads of the scores for the exact threshold (3 where the ranking goes over several dtypes
+        or devices, 6 with scores in float64 among them), one more for the bits.
     """
     pools: dict[Hashable, list[Ranked]] = defaultdict(list)
     for item in ranked:
         pools[item.pool()].append(item)
     for pool, members in pools.items():
-        total = sum(item.score.numel() for item in members)
+        scores = [item.score for item in members]
         for gamma in sorted({item.group["gamma"] for item in members if item.due}):
-            hint = thresholds.get((pool, gamma))
-            threshold = _threshold(functions, members, round(gamma * total), score, hint)
+            threshold = _threshold(functions, scores, gamma, score, thresholds.get((pool, gamma)))
             thresholds[pool, gamma] = threshold
             for device, dtype in dict.fromkeys((item.score.device, item.score.dtype) for item in members):
                 chosen = [
@@ -70,26 +71,22 @@ def refresh_masks(
                 functions.flat_mask_(
                     [item.flat_mask for item in chosen],
                     [item.score for item in chosen],
-                    threshold.to(device, non_blocking=True),
+                    on_device(threshold, device),
                     score=score,
                 )
 
 
-def _threshold(functions: ModuleType, members: list[Ranked], k: int, score: str, hint: Tensor | None) -> Tensor:
-    scores = [item.score for item in members]
+def _threshold(
+    functions: ModuleType, scores: Sequence[Tensor], gamma: float, score: str, hint: Tensor | None
+) -> Tensor:
     if len({(s.device, s.dtype) for s in scores}) > 1:
-        scores = [_as_float32(s, score).to(scores[0].device) for s in scores]
-        score = "value"
+        return exact_threshold(functions, scores, gamma, score=score)
+    k = round(gamma * sum(s.numel() for s in scores))
     if k == 0:
         return torch.full((), -torch.inf, device=scores[0].device)
     if hint is not None and hint.device != scores[0].device:
         hint = None
     return functions.kth_value(scores, k, score=score, hint=hint)  # type: ignore[no-any-return]
-
-
-def _as_float32(tensor: Tensor, score: str) -> Tensor:
-    # a ranking over several devices or dtypes compares float32 scores
-    return tensor.float().square() if score == "square" else tensor.float().abs()
 
 
 def draw_random_mask(flat_mask: Tensor, numel: int, gamma: float, key: int) -> None:

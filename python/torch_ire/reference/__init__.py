@@ -16,6 +16,7 @@ from torch_ire.reference.lanczos_step import lanczos_step_
 from torch_ire.reference.project_out import project_out
 from torch_ire.reference.sam_perturb import sam_perturb_
 from torch_ire.reference.sample_labels import sample_labels
+from torch_ire.reference.score_histogram import score_histogram
 
 __all__ = [
     "displacement_flat_",
@@ -30,4 +31,5 @@ __all__ = [
     "project_out",
     "sam_perturb_",
     "sample_labels",
+    "score_histogram",
 ]

@@ -1,0 +1,105 @@
+"""One exact threshold over scores of several dtypes, on several devices, in several processes.
+
+Digits of the scores' keys are counted from the top down; counts add up wherever they were made, so every process ends
+with the same threshold after a few kilobytes a digit. Nothing is concatenated, converted or read back by the host.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_DIGIT_BITS = 11
+_DIGITS = 1 << _DIGIT_BITS
+# Bits below each digit, from the top, for keys of 32 and of 64 bits: whole digits from bit 0 on.
+_SHIFTS = {torch.float32: (22, 11, 0), torch.float64: (55, 44, 33, 22, 11, 0)}
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def needs_float64(dtypes: Sequence[torch.dtype], score: str) -> bool:
+    """Whether a ranking over tensors of these dtypes needs keys of 64 bits: squares are float32 whatever the dtype."""
+    return score != "square" and torch.float64 in dtypes
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; the host waits only where it is the host that will read it."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def exact_threshold(
+    functions: ModuleType,
+    scores: Sequence[Tensor],
+    gamma: float,
+    *,
+    score: str,
+    reduce: Reduce | None = None,
+    wide: bool | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    r"""The k-th smallest score of all tensors in all processes, k = round(gamma N), N the number of all coordinates.
+
+    Args:
+        functions: :mod:`torch_ire.ops` or :mod:`torch_ire.reference`.
+        scores: The tensors of this process, float32, float64, bfloat16 or float16, dense, on any devices. May be empty.
+        gamma: Share of the coordinates that are flat, in [0, 1].
+        score: What is ranked: "value" x, "abs" \|x\|, "square" x² rounded to float32.
+        reduce: Sums an int64 vector over all processes, in place or not, and returns it; the same number of calls in
+            every process. None: this process is the only one.
+        wide: Whether to rank in float64, to which all scores convert exactly; has to be the same in all processes.
+            None: where a tensor of this process needs it.
+        device: Where counts are summed. None: the device of the first tensor, or the CPU.
+
+    Returns:
+        A 0-dimensional tensor on ``device``, float64 where the ranking was ``wide``, else float32; -inf where k = 0,
+        NaN where so many scores are NaN.
+
+    Cost: 3 reads of the scores, 6 where ``wide``; as many messages of 16 KiB.
+    Determinism: the k-th smallest is unique.
+    """
+    devices = {tensor.device for tensor in scores}
+    if device is None:
+        device = scores[0].device if scores else torch.device("cpu")
+    if wide is None:
+        wide = needs_float64([tensor.dtype for tensor in scores], score)
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for tensor in scores:
+        groups[tensor.device, tensor.dtype].append(tensor)
+
+    dtype = torch.float64 if wide else torch.float32
+    prefix = torch.zeros((), dtype=torch.int64, device=device)
+    k = rank = prefix
+    for place, shift in enumerate(_SHIFTS[dtype]):
+        # the element after the counts is the number of coordinates
+        message = torch.zeros(_DIGITS + 1, dtype=torch.int64, device=device)
+        message[_DIGITS] = sum(tensor.numel() for tensor in scores)
+        prefixes = {each: on_device(prefix, each) for each in devices}
+        for (where, _), tensors in groups.items():
+            counts = functions.score_histogram(tensors, prefixes[where], shift=shift, score=score, wide=wide)
+            message[:_DIGITS] += on_device(counts, device)
+        if reduce is not None:
+            message = reduce(message)
+        if place == 0:
+            k = rank = (gamma * message[_DIGITS].double()).round().to(torch.int64)
+        digit, rank = _digit_of_rank(message[:_DIGITS], rank)
+        prefix = digit - _DIGITS // 2 if place == 0 else prefix * _DIGITS + digit
+    return torch.where(k > 0, _from_key(prefix, dtype), -torch.inf)
+
+
+def _digit_of_rank(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """The digit in which cumulative counts reach a rank, from 1, and the rank among the keys with this digit."""
+    up_to = counts.cumsum(0)
+    digit = (up_to < rank).sum()
+    below = torch.where(up_to < rank, counts, 0).sum()
+    return digit, rank - below
+
+
+def _from_key(key: Tensor, dtype: torch.dtype) -> Tensor:
+    # the inverse of the keys of score_histogram; the largest is that of NaN, and its bits are a NaN's
+    integer = torch.int64 if dtype == torch.float64 else torch.int32
+    bits = torch.where(key < 0, torch.iinfo(integer).min - key, key)
+    return bits.to(integer).view(dtype)
