@@ -45,9 +45,10 @@ class AdmIRE(IREOptimizer):
         rounding: "stochastic" rounds bfloat16 parameters so that small steps are not lost on average.
         seed: Of random masks, random signs and stochastic rounding; the same on every replica.
         maximize: Ascend instead of descend.
-        capturable: The step may be captured in a CUDA graph, with lr and kappa as tensors if they are to change. The
-            schedule is counted on the host: a replay does not advance it, so masks are refreshed, and the graph is
-            captured again after the first one, by the loop.
+        capturable: The step may be captured in a CUDA graph after one step outside it, and compiled by
+            ``torch.compile(fullgraph=True)``, with lr and kappa as tensors on the device if they are to change. The
+            schedule is counted on the device. A step refreshes no mask then: :meth:`mask_due` and
+            :meth:`update_mask`, outside the graph, serve "second_moment" and "random" as well.
         implementation: "native", "reference", or ``None`` for native where it runs.
 
     Raises:

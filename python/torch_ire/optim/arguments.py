@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from torch_ire.optim.device_schedule import capturing, gated, on_device, place_schedule, step_number
+
 CurvatureName = Literal["fisher", "second_moment", "hutchinson", "random"]
 Ranking = Literal["global", "group", "parameter"]
 Rounding = Literal["nearest", "stochastic"]
@@ -97,15 +99,38 @@ def refreshes_itself(group: Mapping[str, Any]) -> bool:
     return not isinstance(group["curvature"], str) or group["curvature"] in SELF_REFRESHING
 
 
-def is_due(group: Mapping[str, Any]) -> bool:
-    """Whether step ``t`` is one of ``T_w, T_w + K, T_w + 2K, ...`` (Algorithm 1) and its refresh has not been made."""
-    since: int = group["ire_step"] - group["warmup_steps"]
-    return since >= 0 and since % int(group["mask_interval"]) == 0 and bool(group["ire_mask_step"] != group["ire_step"])
+def asks_for_refresh(group: Mapping[str, Any]) -> bool:
+    """Whether the group's mask is refreshed by ``update_mask()``; a capturable step, which can't branch, does none."""
+    return not refreshes_itself(group) or (isinstance(group["curvature"], str) and on_device(group))
 
 
-def join_schedule(group: dict[str, Any], first: Mapping[str, Any]) -> None:
+def refresh_step(group: Mapping[str, Any], number: int | None = None) -> int:
+    """The step whose refresh comes now: the coming one, or the last one where its own second moment is ranked after it.
+
+    Args:
+        group: The group.
+        number: Its ``ire_step`` where that is known; else it is read.
+    """
+    number = step_number(group) if number is None else number
+    return number - (on_device(group) and group["curvature"] == "second_moment")
+
+
+def is_due(group: Mapping[str, Any], number: int | None = None) -> bool:
+    """Whether step ``t`` is one of ``T_w, T_w + K, T_w + 2K, ...`` (Algorithm 1) and its refresh has not been made.
+
+    Args:
+        group: The group.
+        number: Its ``ire_step`` where that is known; else it is read.
+    """
+    step = refresh_step(group, number)
+    since = step - int(group["warmup_steps"])
+    return since >= 0 and since % int(group["mask_interval"]) == 0 and int(group["ire_mask_step"]) != step
+
+
+def join_schedule(group: dict[str, Any], first: dict[str, Any]) -> None:
     """Brings a new group to the step of those that there are; the largest learning rate seen is a group's own."""
-    group["ire_step"], group["ire_mask_step"] = first["ire_step"], first["ire_mask_step"]
+    group["ire_step"], group["ire_mask_step"] = first["ire_step"], int(first["ire_mask_step"])
+    place_schedule([first, group] if on_device(first) else [group])
 
 
 def note_learning_rate(group: dict[str, Any]) -> None:
@@ -126,9 +151,9 @@ def note_learning_rate(group: dict[str, Any]) -> None:
 def enhancement(group: Mapping[str, Any]) -> float | Tensor:
     """kappa_eff of a step: kappa, times ``lr / max lr seen`` where it follows the learning rate.
 
-    A tensor learning rate gives a tensor, without a device synchronisation.
+    A tensor learning rate gives a tensor, without a device synchronisation, and so does a warm-up of a capturable step.
     """
-    kappa: float | Tensor = group["kappa"]
+    kappa: float | Tensor = gated(group, group["kappa"])
     lr: float | Tensor = group["lr"]
     if not group["kappa_follows_lr"]:
         return kappa
@@ -148,9 +173,9 @@ def moves_nothing(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every learning rate is 0, as in the rehearsal step by which checkpointing tools create optimizer state.
 
     Such a step leaves the parameters alone, so it does not advance the schedule either. A learning rate in device
-    memory is not read.
+    memory is not read, and a step that a CUDA graph records is no rehearsal.
     """
-    return all(
+    return not capturing() and all(
         float(group["lr"]) == 0.0 if not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu" else False
         for group in groups
     )

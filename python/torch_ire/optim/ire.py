@@ -14,6 +14,7 @@ from torch_ire.optim.arguments import (
     Implementation,
     Projector,
     Ranking,
+    asks_for_refresh,
     check_ire_arguments,
     enhancement,
     ire_defaults,
@@ -31,6 +32,17 @@ from torch_ire.optim.checkpoint import (
     with_label_generator,
     with_readable_masks,
     without_tensors,
+)
+from torch_ire.optim.device_schedule import (
+    advance,
+    check_capture,
+    check_captured_state,
+    ensure_mask,
+    on_device,
+    past_warmup,
+    place_schedule,
+    plain_counters,
+    with_plain_counters,
 )
 from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
 from torch_ire.optim.mask_refresh import MaskRefresh
@@ -84,6 +96,8 @@ class IRE:
         amplify_weight_decay: ``False`` leaves a decoupled weight decay at its base rate.
         ranking: One ranking over all parameters ("global"), over the group, or within each parameter.
         seed: Of random masks and signs; the same on every replica.
+        capturable: The step may be captured in a CUDA graph, as in :class:`AdmIRE`; needed where the optimizer has no
+            argument of that name, which decides elsewhere.
         implementation: "native", "reference", or ``None`` for native where it runs.
 
     Raises:
@@ -120,8 +134,10 @@ class IRE:
         amplify_weight_decay: bool = True,
         ranking: Ranking = "global",
         seed: int = 0,
+        capturable: bool = False,
         implementation: Implementation | None = None,
     ) -> None:
+        self._capturable = capturable
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
         self._defaults = ire_defaults(
             kappa=kappa,
@@ -164,7 +180,8 @@ class IRE:
             ]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"optimizers": self.optimizers, "_defaults": self._defaults, "_pending": self._pending}
+        kept = ("optimizers", "_defaults", "_capturable", "_pending")
+        return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -182,6 +199,8 @@ class IRE:
             for group in optimizer.param_groups:
                 for key in self._defaults:
                     group.pop(key, None)
+                if "capturable" not in optimizer.defaults:
+                    group.pop("capturable", None)
                 for param in group["params"]:
                     for key in _STATE_KEYS:
                         optimizer.state.get(param, {}).pop(key, None)
@@ -232,15 +251,20 @@ class IRE:
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         groups = self._groups()
+        check_capture("IRE", optimizer.param_groups, host_decay=True)
         for group in optimizer.param_groups:
             note_learning_rate(group)
         if not moves_nothing(optimizer.param_groups):
-            if any(group["curvature"] == "random" for group in groups):
+            if any(group["curvature"] == "random" and not asks_for_refresh(group) for group in groups):
                 self._refresh.at_random()
             refresh_projectors(optimizer.param_groups)
         now = projected_parameters(optimizer.param_groups)
         for group in optimizer.param_groups:
-            if group["ire_step"] >= group["warmup_steps"]:
+            for param in group["params"]:
+                if param.grad is not None and on_device(group):
+                    check_captured_state("IRE", self._state_of(param), ["flat_mask"])
+                    ensure_mask(group, param, self._state_of(param))
+            if past_warmup(group):
                 now += [param for param in group["params"] if "flat_mask" in self._state_of(param)]
         for param in self._params_of(optimizer):
             self._started.pop(param, None)
@@ -258,7 +282,6 @@ class IRE:
                 pending = self._pending.get(param)
                 if pending is not None and (param.grad is not None or optimizer.state.get(param)):
                     optimizer.state[param].update(self._pending.pop(param))
-            group["ire_step"] += advances
             if projector_of(group) is not None:
                 continue
             kappa = enhancement(group)
@@ -278,18 +301,22 @@ class IRE:
             for params in calls.values():
                 self._amplify(group, params, params, kappa, decay)
         amplify_projected("IRE", optimizer.param_groups, self._started, found_inf)
+        if advances:
+            advance(optimizer.param_groups)
 
     def _amplify(
         self, group: Mapping[str, Any], params: list[Tensor], moved: list[Tensor], kappa: float | Tensor, decay: float
     ) -> None:
-        on_device = isinstance(kappa, Tensor) and kappa.device == moved[0].device
+        if on_device(group) and isinstance(kappa, Tensor):
+            kappa = kappa.to(moved[0].device, non_blocking=True)
+        in_place = isinstance(kappa, Tensor) and kappa.device == moved[0].device
         functions_of(group).displacement_flat_(
             moved,
             [self._started[p] for p in params],
             [self._state_of(p)["flat_mask"] for p in params],
-            kappa=0.0 if on_device else float(kappa),
+            kappa=0.0 if in_place else float(kappa),
             decay=decay,
-            kappa_tensor=kappa.detach().reshape(()) if isinstance(kappa, Tensor) and on_device else None,
+            kappa_tensor=kappa.detach().reshape(()) if isinstance(kappa, Tensor) and in_place else None,
         )
 
     def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -299,7 +326,7 @@ class IRE:
             if self._pending.get(param):
                 state[i] = {**state.get(i, {}), **self._pending[param]}
         state_dict = with_readable_masks({**state_dict, "state": state}, params)
-        return with_label_generator(without_projectors(state_dict))
+        return with_label_generator(with_plain_counters(without_projectors(state_dict)))
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if len(state_dict["param_groups"]) != len(optimizer.param_groups):
@@ -326,6 +353,7 @@ class IRE:
             optimizer.param_groups, with_curvatures(optimizer.param_groups, self._curvatures), strict=True
         ):
             group["curvature"] = whole["curvature"]
+        place_schedule(optimizer.param_groups)
         take_label_generator(optimizer.param_groups)
         del self._loading, self._curvatures
 
@@ -347,17 +375,20 @@ class IRE:
 
     def _complete(self, optimizer: Optimizer) -> None:
         """Gives the groups that have come since their arguments, and a place in the schedule."""
-        for group in optimizer.param_groups:
+        for position, group in enumerate(optimizer.param_groups):
             if "ire_step" in group:
                 continue
             whole = {**self._defaults, **group}
             _check_group(type(optimizer), whole)
+            if self._capturable:
+                whole.setdefault("capturable", True)
             first = self.optimizers[0].param_groups[0]
             if "ire_step" in first:
-                join_schedule(whole, first)
+                join_schedule(whole, {**first, **plain_counters(first)})
             group.update(whole)
             for param in group["params"]:
                 self._owner[param] = optimizer
+            place_schedule(optimizer.param_groups[: position + 1])
 
 
 def _check_optimizer(optimizer: Any, defaults: Mapping[str, Any]) -> None:

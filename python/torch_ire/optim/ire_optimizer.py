@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from torch_ire import _native, ops, reference
 from torch_ire.optim.arguments import (
+    asks_for_refresh,
     check_ire_arguments,
     enhancement,
     join_schedule,
@@ -27,6 +28,16 @@ from torch_ire.optim.checkpoint import (
     with_label_generator,
     with_readable_masks,
     without_tensors,
+)
+from torch_ire.optim.device_schedule import (
+    advance,
+    check_capture,
+    check_captured_state,
+    ensure_mask,
+    on_device,
+    past_warmup,
+    place_schedule,
+    with_plain_counters,
 )
 from torch_ire.optim.mask_refresh import MaskRefresh
 from torch_ire.optim.projected import (
@@ -96,6 +107,7 @@ class IREOptimizer(torch.optim.Optimizer):
             for key, value in self.defaults.items():
                 if key != "differentiable":  # which torch puts there, and which no group of ours has
                     group.setdefault(key, value)
+        place_schedule(self.param_groups)
 
     # -- mask --------------------------------------------------------------------------------------------------------
 
@@ -126,7 +138,8 @@ class IREOptimizer(torch.optim.Optimizer):
     def mask_due(self) -> bool:
         """Whether ``update_mask()`` is to be called before the coming step: at t = T_w, T_w + K, ... (Algorithm 1).
 
-        Always ``False`` for the curvatures that ``step()`` refreshes by itself ("second_moment" and "random").
+        Always ``False`` for the curvatures that ``step()`` refreshes by itself: "second_moment" and "random", unless
+        the optimizer is capturable. Cost: of a capturable optimizer, one number read from the device.
         """
         return self._refresh.due()
 
@@ -219,9 +232,11 @@ class IREOptimizer(torch.optim.Optimizer):
     def _step(self, backups: Mapping[Tensor, Tensor] | None, found_inf: Tensor | None) -> None:
         """The step from the parameters as they are, or from their backups where a SAM perturbation has moved them."""
         self._graph_capture_check()
+        check_capture(type(self).__name__, self.param_groups)
         for group in self.param_groups:
             note_learning_rate(group)
-        curvatures = {group["curvature"] for group in self.param_groups}
+        # a mask that the loop refreshes stays as it is here
+        curvatures = {group["curvature"] for group in self.param_groups if not asks_for_refresh(group)}
         rehearsal = moves_nothing(self.param_groups)
         batches = self._batches(backups)
         if "random" in curvatures and not rehearsal:
@@ -248,12 +263,11 @@ class IREOptimizer(torch.optim.Optimizer):
         if "second_moment" in curvatures and not rehearsal:
             self._refresh.from_second_moment()
         if not rehearsal:
-            for group in self.param_groups:
-                group["ire_step"] += 1
+            advance(self.param_groups)
 
     def _step_batch(self, batch: Batch, found_inf: Tensor | None) -> None:
         group = batch.group
-        flat_masks = batch.flat_masks() if group["ire_step"] >= group["warmup_steps"] else []
+        flat_masks = batch.flat_masks() if past_warmup(group) else []
         self._rule(group).step(functions_of(group), batch, flat_masks, self._scalars(batch, found_inf))
         batch.write_back()
 
@@ -264,7 +278,7 @@ class IREOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             whole = None
             if self._whole_groups.get(id(group)) and backups is None:
-                whole = Batch.of_whole_group(group, first, self.state, self._rule(group).state_keys(group))
+                whole = Batch.of_whole_group(group, first, self.state, self._state_keys(group))
             batches += [whole] if whole is not None else self._exact_batches(group, first, backups)
             first += len(group["params"])
         return batches
@@ -279,7 +293,9 @@ class IREOptimizer(torch.optim.Optimizer):
             if grad is None:
                 continue
             state = self.state[param]
+            check_captured_state(type(self).__name__, state, self._state_keys(group))
             rule.prepare(group, param, state)
+            ensure_mask(group, param, state)
             key = (param.device, param.dtype)
             if key not in batches:
                 batches[key] = Batch(group)
@@ -291,6 +307,11 @@ class IREOptimizer(torch.optim.Optimizer):
         self._whole_groups[id(group)] = native and len(exact) == 1 and exact[0].is_whole_group()
         return exact
 
+    def _state_keys(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The state that a step of the group needs before it starts."""
+        mask = ("flat_mask",) * (on_device(group) and isinstance(group["curvature"], str))
+        return (*self._rule(group).state_keys(group), *mask)
+
     @property
     def _whole_groups(self) -> dict[int, bool]:
         """Groups that were one batch as they are when last looked at; a guess, which the operator's checks correct."""
@@ -301,7 +322,8 @@ class IREOptimizer(torch.optim.Optimizer):
         group, device = batch.group, batch.params[0].device
         scalars: dict[str, Any] = {"rounding_keys": rounding_keys(batch)}
         for name, value in (("lr", group["lr"]), ("kappa", enhancement(group))):
-            if isinstance(value, Tensor) and value.device == device:
+            if isinstance(value, Tensor) and (value.device == device or on_device(group)):
+                value = value.to(device, non_blocking=True)
                 number = value if value.dtype in (torch.float32, torch.float64) else value.float()
                 scalars[name], scalars[f"{name}_tensor"] = 0.0, number.detach().reshape(())
             else:
@@ -323,7 +345,7 @@ class IREOptimizer(torch.optim.Optimizer):
         The position of :data:`torch_ire.default_label_generator` goes along, in the first group.
         """
         state_dict = with_readable_masks(super().state_dict(), self._parameters())
-        return with_label_generator(without_projectors(state_dict))
+        return with_label_generator(with_plain_counters(without_projectors(state_dict)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned, or a checkpoint of the base optimizer from ``torch.optim``.
@@ -349,6 +371,8 @@ class IREOptimizer(torch.optim.Optimizer):
             if len(loaded["param_groups"]) != len(self.param_groups):
                 return loaded  # torch says so, before it changes anything
             groups = completed_groups(loaded["param_groups"], self.param_groups, loaded)
+            for group, ours in zip(groups, self.param_groups, strict=True):
+                group["capturable"] = ours["capturable"]  # how this process runs the step, not where training stands
             full = {**loaded, "param_groups": groups}
             check_state(full, params, type(self).__name__)
             for group in with_curvatures(groups, curvatures):

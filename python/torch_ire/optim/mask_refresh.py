@@ -12,8 +12,9 @@ from torch import Tensor
 
 from torch_ire.counter_rng import mix64
 from torch_ire.optim import estimates
-from torch_ire.optim.arguments import is_due, refreshes_itself
+from torch_ire.optim.arguments import asks_for_refresh, is_due, refresh_step
 from torch_ire.optim.batches import dense_gradient, indexed_parameters, is_dense, laid_out_like
+from torch_ire.optim.device_schedule import note_refresh, step_number
 from torch_ire.optim.flat_masks import Ranked, draw_random_mask, refresh_masks
 from torch_ire.packed_mask import empty_mask
 
@@ -51,14 +52,19 @@ class MaskRefresh:
         self.thresholds: dict[tuple[Hashable, float], Tensor] = {}
 
     def due(self) -> bool:
-        """Whether a refresh by ``update_mask()`` is due at the present step."""
-        return any(is_due(group) and not refreshes_itself(group) for group in self.groups())
+        """Whether a refresh by ``update_mask()`` is due at the present step; reads each counter on a device once."""
+        asking = [group for group in self.groups() if asks_for_refresh(group)]
+        numbers = {id(group["ire_step"]): step_number(group) for group in asking}
+        return any(is_due(group, numbers[id(group["ire_step"])]) for group in asking)
 
     @torch.no_grad()
     def from_gradients(self, loss: Tensor | None, num_predictions: float, grad_scale: float | Tensor | None) -> None:
-        """The refresh of ``update_mask()``: from ``.grad`` for "fisher", from the loss for "hutchinson"."""
+        """The refresh of ``update_mask()``: from ``.grad`` for "fisher", from the loss for "hutchinson".
+
+        Where the step is capturable also that of the curvatures which ``step()`` refreshes by itself elsewhere.
+        """
         groups = self.groups()
-        asking = [group for group in groups if not refreshes_itself(group)]
+        asking = [group for group in groups if asks_for_refresh(group)]
         kinds = {group["curvature"] for group in asking}
         if len(kinds) > 1:
             raise RuntimeError(f"{self.owner}.update_mask(): the groups disagree on the curvature")
@@ -69,11 +75,18 @@ class MaskRefresh:
                     f"{self.owner}.update_mask(): curvature='hutchinson' needs the loss: "
                     "update_mask(loss), without backward()"
                 )
-            key = mix64(mix64(asking[0]["seed"], _HUTCHINSON), asking[0]["ire_step"])
+            key = mix64(mix64(asking[0]["seed"], _HUTCHINSON), step_number(asking[0]))
             found = estimates.hutchinson_estimates(loss, list(self._parameters(kind)), self.state_of, key)
             self._rank(kind, found, "abs")
         elif kind == "fisher":
             self._fisher(asking, loss, num_predictions, grad_scale)
+        elif asking:
+            if loss is not None:
+                raise RuntimeError(f"{self.owner}.update_mask(): curvature={kind!r} takes no loss")
+            if kind == "random":
+                self._draw([group for group in asking if is_due(group)] or asking, lambda param: param.requires_grad)
+            elif not self._rank_second_moment():
+                raise RuntimeError(f"{self.owner}.update_mask(): there is no second moment before the first step")
         else:
             raise RuntimeError(f"{self.owner}.update_mask(): curvature={kind!r} is refreshed by step() itself")
 
@@ -113,8 +126,10 @@ class MaskRefresh:
     @torch.no_grad()
     def from_second_moment(self) -> None:
         """Ranks Adam's own second moment, where a group is due and a parameter has one."""
-        if not any(is_due(group) for group in self.groups() if group["curvature"] == "second_moment"):
-            return
+        if any(is_due(group) for group in self.groups() if group["curvature"] == "second_moment"):
+            self._rank_second_moment()
+
+    def _rank_second_moment(self) -> bool:
         found = [
             (index, group, param, self.known_state(param)["exp_avg_sq"])
             for index, group, param in self._parameters("second_moment")
@@ -122,19 +137,22 @@ class MaskRefresh:
         ]
         if found:
             self._rank("second_moment", found, "abs")
+        return bool(found)
 
     @torch.no_grad()
     def at_random(self, stepping: Callable[[Tensor], bool] = lambda param: param.requires_grad) -> None:
         """Draws every random mask that is due anew, of the parameters that may take the coming step: the control."""
         due = [group for group in self.groups() if group["curvature"] == "random" and is_due(group)]
-        if not due:
-            return
+        if due:
+            self._draw(due, stepping)
+
+    def _draw(self, due: Sequence[dict[str, Any]], stepping: Callable[[Tensor], bool]) -> None:
         for index, group, param in self._parameters("random"):
             if stepping(param) and any(group is g for g in due):
-                key = mix64(mix64(mix64(group["seed"], _RANDOM_MASK), group["ire_step"]), index)
+                key = mix64(mix64(mix64(group["seed"], _RANDOM_MASK), step_number(group)), index)
                 draw_random_mask(self._mask_of(param), param.numel(), group["gamma"], key)
         for group in due:
-            group["ire_mask_step"] = group["ire_step"]
+            note_refresh(group, refresh_step(group))
 
     def _parameters(self, kind: str) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
         """The parameters of the groups with this curvature, with their positions among all."""
@@ -163,4 +181,4 @@ class MaskRefresh:
             if index not in estimated and any(group is g for g in due) and "flat_mask" in self.known_state(param):
                 self.known_state(param)["flat_mask"].zero_()  # no estimate: not flat
         for group in due:
-            group["ire_mask_step"] = group["ire_step"]
+            note_refresh(group, refresh_step(group))

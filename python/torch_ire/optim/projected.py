@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torch_ire.optim.arguments import Projector, enhancement, is_due, unamplified_decay
+from torch_ire.optim.device_schedule import note_refresh, step_number
 
 
 def projector_of(group: Mapping[str, Any]) -> Projector | None:
@@ -26,7 +27,7 @@ def refresh_projectors(groups: Iterable[dict[str, Any]]) -> None:
         if getattr(projector, "refreshable", True) and not any(projector is other for other in refreshed):
             projector.refresh()
             refreshed.append(projector)
-        group["ire_mask_step"] = group["ire_step"]
+        note_refresh(group, step_number(group))
 
 
 def projected_parameters(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
@@ -34,7 +35,7 @@ def projected_parameters(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
     return [
         param
         for group in groups
-        if projector_of(group) is not None and group["ire_step"] >= group["warmup_steps"]
+        if projector_of(group) is not None and step_number(group) >= group["warmup_steps"]
         for param in group["params"]
     ]
 

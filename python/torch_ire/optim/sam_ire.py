@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from torch_ire.counter_rng import mix64
 from torch_ire.optim.adm_ire import AdmIRE
 from torch_ire.optim.batches import buffer_for, dense_gradient, indexed_parameters, is_dense, laid_out_like
+from torch_ire.optim.device_schedule import capturing, check_capture, step_number
 from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
 from torch_ire.optim.sgd_ire import SGDIRE
 from torch_ire.optim.update_rules import RULES, UpdateRule
@@ -160,6 +161,7 @@ class SAMIRE(IREOptimizer):
         """
         if self._perturbed:
             raise RuntimeError(f"{type(self).__name__}.first_step(): called twice; call second_step() or step() first")
+        check_capture(type(self).__name__, self.param_groups)
         random = {group["perturbation"] == "random" for group in self.param_groups}
         if len(random) > 1:
             raise RuntimeError(f"{type(self).__name__}.first_step(): the groups disagree on the perturbation")
@@ -299,9 +301,14 @@ class SAMIRE(IREOptimizer):
                 yield group, param, grad
 
     def _random_directions(self) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
+        if capturing():
+            raise RuntimeError(
+                f"{type(self).__name__}.first_step(): perturbation='random' draws on the host; a CUDA graph would "
+                "repeat one direction"
+            )
         for index, group, param in indexed_parameters(self.param_groups):
             if param.requires_grad:
-                key = mix64(mix64(mix64(group["seed"], _PERTURBATION), group["ire_step"]), index)
+                key = mix64(mix64(mix64(group["seed"], _PERTURBATION), step_number(group)), index)
                 generator = torch.Generator(param.device).manual_seed(key & 0x7FFFFFFFFFFFFFFF)
                 direction = torch.empty_like(param)
                 yield group, param, direction.normal_(generator=generator)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.optim.arguments import enhancement
+from torch_ire.optim.device_schedule import past_warmup
 from torch_ire.optim.update_rules import UpdateRule
 from torch_ire.packed_mask import count_flat, unpack
 
@@ -30,7 +31,7 @@ def summarize(
     complete = True
     kappas = []
     for g, group in enumerate(groups):
-        kappa = float(enhancement(group)) if group["ire_step"] >= group["warmup_steps"] else 0.0
+        kappa = float(enhancement(group)) if past_warmup(group) else 0.0
         kappas.append(kappa)
         names = group.get("param_names") or [f"{g}.{i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
