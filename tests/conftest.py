@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 import emulated_cuda
+from ranks import Ranks
 from torch_ire.ops import registration
 
 # The same examples on every run and machine; `pytest --hypothesis-profile=thorough` searches for new ones.
@@ -42,6 +43,27 @@ def host_implementation(request: pytest.FixtureRequest) -> Iterator[None]:
             emulated_cuda.configure()
             patch.setattr(registration, "namespace", torch.ops.torch_ire_emulated)
         yield
+
+
+@pytest.fixture(scope="session")
+def rank_pools() -> Iterator[dict[tuple[int, str], Ranks]]:
+    """The processes that have been started, by world size and backend; they serve all tests of a session."""
+    pools: dict[tuple[int, str], Ranks] = {}
+    yield pools
+    for pool in pools.values():
+        pool.stop()
+
+
+@pytest.fixture(params=["gloo", pytest.param("nccl", marks=pytest.mark.gpu)])
+def ranks(request: pytest.FixtureRequest, rank_pools: dict[tuple[int, str], Ranks]) -> Callable[[int], Ranks]:
+    """``ranks(n)``: n processes that are one world, over each backend."""
+
+    def of(world_size: int) -> Ranks:
+        if request.param == "nccl" and torch.cuda.device_count() < world_size:
+            pytest.skip(f"needs {world_size} CUDA devices, torch sees {torch.cuda.device_count()}")
+        return rank_pools.setdefault((world_size, request.param), Ranks(world_size, request.param))
+
+    return of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
