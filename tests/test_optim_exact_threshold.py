@@ -113,7 +113,7 @@ def test_masks_over_several_dtypes_are_exact(
 ) -> None:
     masks = [empty_mask(x) for x in scores]
     group = {"ranking": "global", "gamma": gamma}
-    ranked = [Ranked(i, group, 0, x, m, True) for i, (x, m) in enumerate(zip(scores, masks, strict=True))]
+    ranked = [Ranked(i, group, 0, x, x, m, True) for i, (x, m) in enumerate(zip(scores, masks, strict=True))]
     refresh_masks(functions, ranked, score, {})
     threshold = expected_threshold(scores, gamma, score).nan_to_num(nan=torch.inf)
     for x, mask in zip(scores, masks, strict=True):

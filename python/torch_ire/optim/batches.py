@@ -9,6 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.optim.sharding import (
+    are_plain,
+    is_dtensor,
+    lies_like,
+    local_part,
+    local_part_like,
+    note_mutation,
+    wrapped_like,
+)
 from torch_ire.packed_mask import empty_mask
 
 
@@ -31,20 +40,21 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def buffer_for(buffers: dict[Tensor, Tensor], param: Tensor) -> Tensor:
-    """Memory for a copy of a parameter, kept from step to step; anew where ``model.to(...)`` changed the parameter."""
+    """Memory for a copy of a parameter's local part, kept from step to step; anew where ``model.to`` changed it."""
     kept = buffers.get(param)
+    part = local_part(param)
     fits = (
         kept is not None
-        and (kept.shape, kept.dtype, kept.device) == (param.shape, param.dtype, param.device)
-        and (kept.stride() == param.stride() or not is_dense(param))
+        and (kept.shape, kept.dtype, kept.device) == (part.shape, part.dtype, part.device)
+        and (kept.stride() == part.stride() or not is_dense(part))
     )
     if kept is None or not fits:
-        kept = buffers[param] = torch.empty_like(param)
+        kept = buffers[param] = torch.empty_like(part)
     return kept
 
 
 def dense_gradient(param: Tensor, owner: str) -> Tensor | None:
-    """``param.grad``, checked: ``None`` where there is none, an error where it is sparse or of another dtype."""
+    """The local part of ``param.grad``; ``None`` where there is none, an error if it is sparse or of another dtype."""
     grad = param.grad
     if grad is None:
         return None
@@ -52,13 +62,14 @@ def dense_gradient(param: Tensor, owner: str) -> Tensor | None:
         raise RuntimeError(f"{owner} does not support sparse gradients")
     if grad.dtype != param.dtype:  # which torch allows where `param.grad_dtype` says so
         raise RuntimeError(f"{owner} expects gradients of the parameter's dtype {param.dtype}, got {grad.dtype}")
-    return grad
+    return local_part_like(grad, param)
 
 
 @dataclass
 class Batch:
     """Parameters of one group, device and dtype that take a step together, with everything the step needs of them.
 
+    Of sharded parameters it holds the local parts; their state stays in ``DTensor`` s.
     An optimistic batch is a whole group put together without a look at each tensor; its operator checks them all.
     """
 
@@ -68,6 +79,8 @@ class Batch:
     grads: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
+    # the parameters themselves, of which `params` are the local parts
+    owners: list[Tensor] = field(default_factory=list)
     restore_from: list[Tensor] = field(default_factory=list)
     # parameters with gaps in memory step through a dense copy: (parameter, copy)
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -85,13 +98,21 @@ class Batch:
         if any(grad is None or grad.layout is not torch.strided for grad in grads):
             return None
         batch = cls(group, True, params, grads, [states[param] for param in params])
+        batch.owners = params
+        if not are_plain(params):
+            for param, grad in zip(params, grads, strict=True):
+                if is_dtensor(param) != is_dtensor(grad) or (is_dtensor(param) and not lies_like(grad, param)):
+                    return None
+            batch.params, batch.grads = list(map(local_part, params)), list(map(local_part, grads))
         if not all(map(set(keys).issubset, batch.states)):
             return None
         batch.indices = list(range(first, first + len(params)))
         return batch
 
     def add(self, index: int, param: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
-        """Appends one parameter; ``index`` counts the parameters of the optimizer."""
+        """Appends one parameter with its local gradient; ``index`` counts the parameters of the optimizer."""
+        self.owners.append(param)
+        param = local_part(param)
         if not is_dense(param):
             dense = torch.empty_like(param).copy_(param)
             self.copies.append((param, dense))
@@ -104,12 +125,14 @@ class Batch:
     def moments(self, key: str) -> list[Tensor]:
         """One state tensor of every parameter, in the parameter's layout."""
         if self.optimistic:
-            return [state[key] for state in self.states]
+            return [local_part(state[key]) for state in self.states]
         tensors = []
         for param, state in zip(self.params, self.states, strict=True):
-            if state[key].stride() != param.stride():
-                state[key] = laid_out_like(state[key], param)
-            tensors.append(state[key])
+            tensor = local_part(state[key])
+            if tensor.stride() != param.stride():
+                tensor = laid_out_like(tensor, param)
+                state[key] = wrapped_like(tensor, state[key])
+            tensors.append(tensor)
         return tensors
 
     def flat_masks(self) -> list[Tensor]:
@@ -123,14 +146,15 @@ class Batch:
         """Whether the operator takes the group's parameters, gradients and state just as they are."""
         group_params = self.group["params"]
         return len(self.params) == len(group_params) and all(
-            ours is theirs and grad is theirs.grad
+            ours is local_part(theirs) and grad is local_part(theirs.grad)
             for ours, grad, theirs in zip(self.params, self.grads, group_params, strict=True)
         )
 
     def write_back(self) -> None:
-        """Brings the results of dense copies home."""
+        """Brings the results of dense copies home, and tells autograd of sharded parameters that they have changed."""
         for param, dense in self.copies:
             param.copy_(dense)
+        note_mutation(self.owners)
 
 
 def indexed_parameters(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any], Tensor]]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.optim.estimates import no_estimate_yet
+from torch_ire.optim.sharding import is_dtensor, lies_like, local_part, part_of_full, wrapped_like
 from torch_ire.optim.update_rules import opmath_dtype
 from torch_ire.packed_mask import pack, unpack
 from torch_ire.sampled_loss import default_label_generator
@@ -21,19 +23,36 @@ from torch_ire.sampled_loss import default_label_generator
 _SCALARS = ("step", "hessian_diag_updates")
 
 
-def with_readable_masks(state_dict: dict[str, Any], params: Iterable[Tensor]) -> dict[str, Any]:
+def with_readable_masks(
+    state_dict: dict[str, Any], params: Iterable[Tensor], groups: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
     """The state dict with every packed ``flat_mask`` replaced by a bool tensor of its parameter's shape.
+
+    A ``DTensor`` parameter has a ``DTensor`` mask. A parameter with state but without a mask or an estimate so far gets
+    an empty one, so that a state dict has the same keys at every step: checkpointing tools load what they find in that
+    of a fresh optimizer.
 
     Args:
         state_dict: As ``torch.optim.Optimizer.state_dict`` returns it; its dicts are not changed.
         params: The parameters in the order of the groups.
+        groups: The groups.
     """
     params = list(params)
-    state = {
-        key: {**entry, "flat_mask": unpack(entry["flat_mask"], params[key])} if "flat_mask" in entry else entry
-        for key, entry in state_dict["state"].items()
-    }
+    group_of = [group for group in groups for _ in group["params"]]
+    state = {key: _readable(entry, params[key], group_of[key]) for key, entry in state_dict["state"].items()}
     return {**state_dict, "state": state}
+
+
+def _readable(entry: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    packed = entry.get("flat_mask")
+    if packed is None and not isinstance(group["curvature"], str):
+        return dict(entry)  # a projector needs neither
+    part = local_part(param)
+    flags = torch.zeros_like(part, dtype=torch.bool) if packed is None else unpack(packed, part)
+    extra: dict[str, Any] = {"flat_mask": wrapped_like(flags, param)}
+    if group["curvature_beta"] > 0 and "hessian_diag" not in entry:
+        extra |= {"hessian_diag": no_estimate_yet(param), "hessian_diag_updates": torch.zeros((), dtype=torch.float32)}
+    return {**entry, **extra}
 
 
 def with_label_generator(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -110,12 +129,23 @@ def _declared(key: str, value: Any, param: Tensor) -> Tensor:
     if key in _SCALARS:
         device = param.device if key == "step" else torch.device("cpu")
         return torch.as_tensor(value, dtype=torch.float32).to(device).clone()
+    part = local_part(param)
+    here = _local_value(value, param)
     if key == "flat_mask":
-        flags = torch.empty_like(param, dtype=torch.bool)
-        return pack(flags.copy_(value))
+        flags = torch.empty_like(part, dtype=torch.bool)
+        return pack(flags.copy_(here))
     # the parameter's layout, so that the elements of state and parameter meet in memory
-    out = torch.empty_like(param, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format)
-    return out.copy_(value)
+    out = torch.empty_like(part, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format)
+    return wrapped_like(out.copy_(here), param)
+
+
+def _local_value(value: Tensor, param: Tensor) -> Tensor:
+    """The local part of a loaded tensor, which may be whole, sharded as the parameter is, or sharded otherwise."""
+    if not is_dtensor(value):
+        return part_of_full(value, param)
+    if is_dtensor(param) and lies_like(value, param):
+        return local_part(value)
+    return part_of_full(value.full_tensor(), param)  # type: ignore[attr-defined]
 
 
 def completed_groups(

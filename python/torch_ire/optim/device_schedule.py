@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.optim.sharding import local_part
 from torch_ire.packed_mask import empty_mask
 
 
@@ -101,7 +102,7 @@ def gated(group: Mapping[str, Any], kappa: float | Tensor) -> float | Tensor:
 def ensure_mask(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
     """Gives a parameter of a capturable group its mask, empty at first, so that the address is there to be captured."""
     if on_device(group) and isinstance(group["curvature"], str) and "flat_mask" not in state:
-        state["flat_mask"] = empty_mask(param)
+        state["flat_mask"] = empty_mask(local_part(param))
 
 
 def capturing() -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ire.counter_rng import mix64
+from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.optim.batches import laid_out_like
+from torch_ire.optim.sharding import drawn, is_dtensor, local_part, local_part_like, wrapped_like
 from torch_ire.optim.update_rules import opmath_dtype
 
 #: (position in the optimizer, its group, parameter, estimate)
@@ -52,17 +53,25 @@ def fold_gradients(
 
 def _average(state: dict[str, Any], param: Tensor) -> tuple[Tensor, int]:
     if "hessian_diag" not in state:
-        # NaN says "no estimate yet": such a coordinate is sharp
-        state["hessian_diag"] = torch.full_like(
-            param, torch.nan, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format
-        )
+        state["hessian_diag"] = no_estimate_yet(param)
         state["hessian_diag_updates"] = torch.zeros((), dtype=torch.float32)
     state["hessian_diag_updates"] += 1
-    return state["hessian_diag"], int(state["hessian_diag_updates"])
+    return local_part(state["hessian_diag"]), int(state["hessian_diag_updates"])
+
+
+def no_estimate_yet(param: Tensor) -> Tensor:
+    """A fresh ``hessian_diag``: NaN says that there is no estimate, and such a coordinate is sharp."""
+    part = local_part(param)
+    dtype = opmath_dtype(param.dtype)
+    return wrapped_like(torch.full_like(part, torch.nan, dtype=dtype, memory_format=torch.preserve_format), param)
 
 
 def hutchinson_estimates(
-    loss: Tensor, parameters: Sequence[tuple[int, dict[str, Any], Tensor]], state_of: StateOf, seed_key: int
+    loss: Tensor,
+    parameters: Sequence[tuple[int, dict[str, Any], Tensor]],
+    state_of: StateOf,
+    seed_key: int,
+    average: Callable[[Tensor], Tensor],
 ) -> list[Estimate]:
     """Products z * Hz with random signs z; their mean is the diagonal of the Hessian (Bekas, Kokiopoulou, Saad 2007).
 
@@ -71,6 +80,7 @@ def hutchinson_estimates(
         parameters: Position in the optimizer, group, parameter.
         state_of: The state of a parameter, where the average is kept if ``curvature_beta`` > 0.
         seed_key: Seed of the signs; the same key gives the same signs on every replica.
+        average: Over the replicas, in place.
 
     Cost: one gradient with graph and one Hessian-vector product.
     """
@@ -85,7 +95,11 @@ def hutchinson_estimates(
     products = torch.autograd.grad([g for _, g in used], [p for (_, _, p), _ in used], signs, allow_unused=True)
     estimates: list[Estimate] = []
     for ((index, group, param), _), z, product in zip(used, signs, products, strict=True):
-        estimate = torch.zeros_like(param) if product is None else laid_out_like(z * product, param)
+        part = local_part(param)
+        z_times_product = 0.0 if product is None else local_part(z) * local_part_like(product, param)
+        estimate = laid_out_like(torch.zeros_like(part) + z_times_product, part)
+        if not is_dtensor(param):
+            estimate = average(estimate)
         if group["curvature_beta"] > 0:
             h, updates = _average(state_of(param), param)
             beta = effective_beta(group["curvature_beta"], updates)
@@ -95,7 +109,38 @@ def hutchinson_estimates(
     return estimates
 
 
+def average_over(
+    process_group: torch.distributed.ProcessGroup | None, params: Sequence[Tensor], owner: str
+) -> Callable[[Tensor], Tensor]:
+    """What makes the estimates of replicas one: the mean over their group.
+
+    Raises:
+        RuntimeError: There are several processes, and which of them are replicas was not said.
+    """
+    if process_group is None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and torch.distributed.get_world_size() > 1 and not all(map(is_dtensor, params)):
+            raise RuntimeError(
+                f"{owner}.update_mask(): curvature='hutchinson' under torch.distributed needs the replicas: "
+                "update_mask(loss, process_group=torch.distributed.group.WORLD). Without averaging, which "
+                "DistributedDataParallel does for gradients alone, their masks would differ"
+            )
+        return lambda estimate: estimate
+    world_size = torch.distributed.get_world_size(process_group)
+
+    def average(estimate: Tensor) -> Tensor:
+        torch.distributed.all_reduce(estimate, group=process_group)
+        return estimate.div_(world_size)
+
+    return average
+
+
 def _random_signs(param: Tensor, key: int) -> Tensor:
-    generator = torch.Generator(param.device).manual_seed(key & 0x7FFFFFFFFFFFFFFF)
-    bits = torch.randint(0, 2, param.shape, generator=generator, device=param.device, dtype=param.dtype)
-    return bits * 2 - 1
+    generator = torch.Generator(param.device)
+
+    def random(begin: int, count: int) -> Tensor:
+        generator.manual_seed(as_int64(mix64(key, begin)) & 0x7FFFFFFFFFFFFFFF)
+        bits = torch.randint(0, 2, (count,), generator=generator, device=param.device, dtype=param.dtype)
+        return bits * 2 - 1
+
+    return wrapped_like(drawn(param, param.dtype, random), param)

@@ -7,8 +7,9 @@ with the same threshold after a few kilobytes a digit. Nothing is concatenated, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ def exact_threshold(
     *,
     score: str,
     reduce: Reduce | None = None,
+    shards: Sequence[tuple[Sequence[Tensor], Reduce]] = (),
     wide: bool | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
@@ -50,6 +52,7 @@ def exact_threshold(
         score: What is ranked: "value" x, "abs" \|x\|, "square" x² rounded to float32.
         reduce: Sums an int64 vector over all processes, in place or not, and returns it; the same number of calls in
             every process. None: this process is the only one.
+        shards: Further tensors, with sums over other sets of processes.
         wide: Whether to rank in float64, to which all scores convert exactly; has to be the same in all processes.
             None: where a tensor of this process needs it.
         device: Where counts are summed. None: the device of the first tensor, or the CPU.
@@ -61,33 +64,38 @@ def exact_threshold(
     Cost: 3 reads of the scores, 6 where ``wide``; as many messages of 16 KiB.
     Determinism: the k-th smallest is unique.
     """
-    devices = {tensor.device for tensor in scores}
+    lists: list[tuple[Sequence[Tensor], Reduce | None]] = [(scores, reduce), *shards]
+    tensors = [tensor for some, _ in lists for tensor in some]
     if device is None:
-        device = scores[0].device if scores else torch.device("cpu")
+        device = tensors[0].device if tensors else torch.device("cpu")
     if wide is None:
-        wide = needs_float64([tensor.dtype for tensor in scores], score)
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for tensor in scores:
-        groups[tensor.device, tensor.dtype].append(tensor)
-
+        wide = needs_float64([tensor.dtype for tensor in tensors], score)
     dtype = torch.float64 if wide else torch.float32
     prefix = torch.zeros((), dtype=torch.int64, device=device)
     k = rank = prefix
     for place, shift in enumerate(_SHIFTS[dtype]):
-        # the element after the counts is the number of coordinates
         message = torch.zeros(_DIGITS + 1, dtype=torch.int64, device=device)
-        message[_DIGITS] = sum(tensor.numel() for tensor in scores)
-        prefixes = {each: on_device(prefix, each) for each in devices}
-        for (where, _), tensors in groups.items():
-            counts = functions.score_histogram(tensors, prefixes[where], shift=shift, score=score, wide=wide)
-            message[:_DIGITS] += on_device(counts, device)
-        if reduce is not None:
-            message = reduce(message)
+        for some, sum_of in lists:
+            counts = _counts(functions, some, prefix, {"shift": shift, "score": score, "wide": wide})
+            message += counts if sum_of is None else sum_of(counts)
         if place == 0:
             k = rank = (gamma * message[_DIGITS].double()).round().to(torch.int64)
         digit, rank = _digit_of_rank(message[:_DIGITS], rank)
         prefix = digit - _DIGITS // 2 if place == 0 else prefix * _DIGITS + digit
     return torch.where(k > 0, _from_key(prefix, dtype), -torch.inf)
+
+
+def _counts(functions: ModuleType, scores: Sequence[Tensor], prefix: Tensor, digit: Mapping[str, Any]) -> Tensor:
+    """The digits of the scores, and, after them, the number of coordinates."""
+    counts = torch.zeros(_DIGITS + 1, dtype=torch.int64, device=prefix.device)
+    counts[_DIGITS] = sum(tensor.numel() for tensor in scores)
+    prefixes = {device: on_device(prefix, device) for device in {tensor.device for tensor in scores}}
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for tensor in scores:
+        groups[tensor.device, tensor.dtype].append(tensor)
+    for (device, _), tensors in groups.items():
+        counts[:_DIGITS] += on_device(functions.score_histogram(tensors, prefixes[device], **digit), prefix.device)
+    return counts
 
 
 def _digit_of_rank(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
-from torch_ire.optim.exact_threshold import exact_threshold, on_device
+from torch_ire.optim.exact_threshold import exact_threshold, needs_float64, on_device
+from torch_ire.optim.sharding import Spread, draw, drawn, is_whole, local_part, spread_of
 from torch_ire.packed_mask import num_bytes, pack
 
 
@@ -26,7 +27,8 @@ class Ranked:
     index: int  # position in the optimizer
     group: Mapping[str, Any]
     group_index: int
-    score: Tensor  # in the layout of the parameter
+    param: Tensor
+    score: Tensor | None  # local, in the layout of the parameter; None: no estimate on this rank
     flat_mask: Tensor  # packed, to be written
     due: bool  # whether the mask is written, or the parameter only takes part in the ranking
 
@@ -41,39 +43,42 @@ class Ranked:
 def refresh_masks(
     functions: ModuleType, ranked: Iterable[Ranked], score: str, thresholds: dict[tuple[Hashable, float], Tensor]
 ) -> None:
-    """Writes the masks of all due parameters.
+    """Writes the masks of all due parameters that have an estimate.
 
     Args:
         functions: :mod:`torch_ire.ops` or :mod:`torch_ire.reference`.
-        ranked: The parameters with an estimate.
+        ranked: All parameters of the rankings, those without an estimate too: another rank may have one of them.
         score: What of a score tensor is ranked: "abs" or "square".
         thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated.
 
-    Cost: between one and two reads of the scores for the exact threshold (3 where the ranking goes over several dtypes
-        or devices, 6 with scores in float64 among them), one more for the bits.
+    Cost: between one and two reads of the scores for the exact threshold (3 where the ranking goes over several dtypes,
+        devices or ranks, 6 with scores in float64 among them), one more for the bits. Over ranks, as many messages of
+        16 KiB as reads for each way in which parameters of a ranking are sharded.
     """
     pools: dict[Hashable, list[Ranked]] = defaultdict(list)
     for item in ranked:
         pools[item.pool()].append(item)
     for pool, members in pools.items():
-        scores = [item.score for item in members]
-        for gamma in sorted({item.group["gamma"] for item in members if item.due}):
-            threshold = _threshold(functions, scores, gamma, score, thresholds.get((pool, gamma)))
+        # in the same order on every rank, with or without estimates: each is a series of collectives
+        spreads = [spread for spread in dict.fromkeys(spread_of(item.param) for item in members) if spread is not None]
+        estimated = [item for item in members if item.score is not None]
+        if not estimated and not spreads:
+            continue
+        for gamma in sorted({item.group["gamma"] for item in (members if spreads else estimated) if item.due}):
+            if spreads:
+                threshold = _threshold_over_ranks(functions, members, spreads, gamma, score)
+            else:
+                scores = [item.score for item in members if item.score is not None]
+                threshold = _threshold(functions, scores, gamma, score, thresholds.get((pool, gamma)))
             thresholds[pool, gamma] = threshold
-            for device, dtype in dict.fromkeys((item.score.device, item.score.dtype) for item in members):
-                chosen = [
-                    item
-                    for item in members
-                    if item.due
-                    and item.group["gamma"] == gamma
-                    and (item.score.device, item.score.dtype) == (device, dtype)
-                ]
-                functions.flat_mask_(
-                    [item.flat_mask for item in chosen],
-                    [item.score for item in chosen],
-                    on_device(threshold, device),
-                    score=score,
-                )
+            calls: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+            for item in estimated:
+                if item.score is not None and item.due and item.group["gamma"] == gamma:
+                    masks, scores = calls.setdefault((item.score.device, item.score.dtype), ([], []))
+                    masks.append(item.flat_mask)
+                    scores.append(item.score)
+            for (device, _), (masks, scores) in calls.items():
+                functions.flat_mask_(masks, scores, on_device(threshold, device), score=score)
 
 
 def _threshold(
@@ -89,21 +94,44 @@ def _threshold(
     return functions.kth_value(scores, k, score=score, hint=hint)  # type: ignore[no-any-return]
 
 
-def draw_random_mask(flat_mask: Tensor, numel: int, gamma: float, key: int) -> None:
+def _threshold_over_ranks(
+    functions: ModuleType, members: Sequence[Ranked], spreads: Sequence[Spread], gamma: float, score: str
+) -> Tensor:
+    def scores_of(spread: Spread | None) -> list[Tensor]:
+        return [item.score for item in members if item.score is not None and spread_of(item.param) == spread]
+
+    return exact_threshold(
+        functions,
+        scores_of(None),
+        gamma,
+        score=score,
+        shards=[(scores_of(spread), spread.add_up) for spread in spreads],
+        # what every rank knows, also one that has no estimate
+        wide=needs_float64([item.param.dtype for item in members], score),
+        device=local_part(members[0].param).device,
+    )
+
+
+def draw_random_mask(flat_mask: Tensor, param: Tensor, gamma: float, key: int) -> None:
     """Fills a mask with independent bits of probability gamma: the control that any claim about IRE has to beat.
 
     Args:
-        flat_mask: Packed mask, written in place.
-        numel: Coordinates of the parameter.
+        flat_mask: Packed mask of the parameter's local part, written in place.
+        param: The parameter.
         gamma: Expected share of flat coordinates.
-        key: Seed; the same key gives the same mask on every replica with the same kind of device.
+        key: Seed; the same key gives the same mask on every replica with the same kind of device, and shards of the
+            mask that a single process would draw.
 
-    Cost: 1 MiB of workspace.
+    Cost: 1 MiB of workspace; a byte a coordinate where the parameter is sharded.
     """
-    chunk = 1 << 18
     generator = torch.Generator(flat_mask.device)
-    for begin in range(0, numel, chunk):
-        count = min(chunk, numel - begin)
+
+    def random(begin: int, count: int) -> Tensor:
         generator.manual_seed(as_int64(mix64(key, begin)) & 0x7FFFFFFFFFFFFFFF)
-        flags = torch.rand(count, generator=generator, device=flat_mask.device) < gamma
-        flat_mask[begin // 8 : begin // 8 + num_bytes(count)] = pack(flags)
+        return torch.rand(count, generator=generator, device=flat_mask.device) < gamma
+
+    if not is_whole(param):
+        flat_mask.copy_(pack(drawn(param, torch.bool, random)))
+        return
+    for where, flags in draw(param, random):
+        flat_mask[where.start // 8 : where.start // 8 + num_bytes(where.stop - where.start)] = pack(flags)

@@ -54,6 +54,7 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
+from torch_ire.optim.sharding import check_placements, local_part
 from torch_ire.optim.summary import Direction, summarize
 from torch_ire.packed_mask import unpack
 
@@ -219,6 +220,7 @@ class IRE:
         *,
         num_predictions: float = 1.0,
         grad_scale: float | Tensor | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         """Refreshes the masks of all optimizers from one ranking; see :meth:`AdmIRE.update_mask`.
 
@@ -226,24 +228,26 @@ class IRE:
             loss: For ``curvature="hutchinson"``: a scalar loss with its graph. For "fisher": nothing.
             num_predictions: B, the number of independent predictions in the batch.
             grad_scale: The loss scale that the gradients carry, where ``curvature_beta`` > 0.
+            process_group: The replicas whose "hutchinson" estimates are averaged.
 
         Raises:
             RuntimeError: No parameter has a gradient, a gradient is sparse, or the curvature does not need this call.
         """
-        self._refresh.from_gradients(loss, num_predictions, grad_scale)
+        self._refresh.from_gradients(loss, num_predictions, grad_scale, process_group)
 
-    def ire_summary(self) -> dict[str, Any]:
+    def ire_summary(self, *, over_mesh: bool = False) -> dict[str, Any]:
         """As :meth:`AdmIRE.ire_summary`; ``displacement_share`` is that of the last step."""
         groups = self._groups()
         state = {param: self._state_of(param) for param in self._owner}
-        return summarize(groups, state, self._refresh.thresholds, self._last_displacement)
+        return summarize(groups, state, self._refresh.thresholds, self._last_displacement, over_mesh)
 
     def _last_displacement(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Direction | None:
         if param not in self._started or "flat_mask" not in state:
             return None
+        part = local_part(param)
         decay = unamplified_decay(group) * self._started[param].double()
-        moved = (param - self._started[param]).double() + decay
-        amplified = torch.where(unpack(state["flat_mask"], param), moved / (1 + float(enhancement(group))), moved)
+        moved = (part - self._started[param]).double() + decay
+        amplified = torch.where(unpack(state["flat_mask"], part), moved / (1 + float(enhancement(group))), moved)
         return amplified, -decay
 
     # -- hooks -------------------------------------------------------------------------------------------------------
@@ -270,7 +274,7 @@ class IRE:
             self._started.pop(param, None)
         started = {param: buffer_for(self._previous, param) for param in now}
         if now:
-            torch._foreach_copy_(list(started.values()), now)
+            torch._foreach_copy_(list(started.values()), list(map(local_part, now)))
         self._started.update(started)  # what the other optimizers started from stays: a summary shows all of them
 
     @torch.no_grad()
@@ -292,14 +296,15 @@ class IRE:
             for param in group["params"]:
                 if param not in self._started or (decay and param.grad is None):
                     continue
-                if not is_dense(param):
-                    dense = self._previous[param].clone().copy_(param)
+                part = local_part(param)
+                if not is_dense(part):
+                    dense = self._previous[param].clone().copy_(part)
                     self._amplify(group, [param], [dense], kappa, decay)
-                    param.copy_(dense)
+                    part.copy_(dense)
                 else:
-                    calls.setdefault((param.device, param.dtype), []).append(param)
+                    calls.setdefault((part.device, part.dtype), []).append(param)
             for params in calls.values():
-                self._amplify(group, params, params, kappa, decay)
+                self._amplify(group, params, list(map(local_part, params)), kappa, decay)
         amplify_projected("IRE", optimizer.param_groups, self._started, found_inf)
         if advances:
             advance(optimizer.param_groups)
@@ -325,7 +330,7 @@ class IRE:
         for i, param in enumerate(params):
             if self._pending.get(param):
                 state[i] = {**state.get(i, {}), **self._pending[param]}
-        state_dict = with_readable_masks({**state_dict, "state": state}, params)
+        state_dict = with_readable_masks({**state_dict, "state": state}, params, optimizer.param_groups)
         return with_label_generator(with_plain_counters(without_projectors(state_dict)))
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -404,6 +409,7 @@ def _check_optimizer(optimizer: Any, defaults: Mapping[str, Any]) -> None:
 
 def _check_group(owner: type[Optimizer], group: Mapping[str, Any]) -> None:
     check_ire_arguments(group)
+    check_placements("IRE", group)
     if group["curvature"] == "second_moment":
         raise ValueError("curvature='second_moment' is for AdmIRE and SAMIRE(base='adamw'), whose moments it ranks")
     if group["amplify_weight_decay"] or group.get("weight_decay", 0) == 0:

@@ -47,6 +47,7 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
+from torch_ire.optim.sharding import check_placements, local_part
 from torch_ire.optim.summary import Direction, present_direction, summarize
 from torch_ire.optim.update_rules import UpdateRule, check_base_arguments, rounding_keys
 
@@ -99,6 +100,11 @@ class IREOptimizer(torch.optim.Optimizer):
             if param.is_complex():
                 self.param_groups.pop()
                 raise TypeError(f"{type(self).__name__} does not support complex parameters")
+        try:
+            check_placements(type(self).__name__, group)
+        except TypeError:
+            self.param_groups.pop()
+            raise
         join_schedule(group, self.param_groups[0])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -149,6 +155,7 @@ class IREOptimizer(torch.optim.Optimizer):
         *,
         num_predictions: float = 1.0,
         grad_scale: float | Tensor | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         r"""Refreshes the flat mask from a curvature estimate, Eqs. (5) and (6).
 
@@ -163,27 +170,35 @@ class IREOptimizer(torch.optim.Optimizer):
                 ``curvature_beta`` > 0 with batches of different sizes, and to who reads ``hessian_diag``.
             grad_scale: The loss scale that the gradients carry, where ``curvature_beta`` > 0; a ranking does not need
                 it.
+            process_group: The replicas whose estimates are averaged, for "hutchinson" alone: its products pass by the
+                hooks in which ``DistributedDataParallel`` averages the gradients of "fisher".
 
         Raises:
-            RuntimeError: No parameter has a gradient, a gradient is sparse, or the curvature does not need this call.
-                No tensor has been changed then.
+            RuntimeError: No parameter has a gradient, a gradient is sparse, the curvature does not need this call, or
+                "hutchinson" was not told the replicas. No tensor has been changed then.
             ValueError: ``num_predictions`` is not a positive number.
 
         Clears ``.grad`` ("fisher"). Cost: two to three reads of the gradients, at most 1 MiB of workspace with
-        ``curvature_beta=0``. Determinism: exact and independent of the number of threads.
+        ``curvature_beta=0``. Determinism: exact and independent of the number of threads. Replicas with equal gradients
+        get equal masks without communication; of sharded parameters all ranks have to call, also one without gradients,
+        and each gets the threshold that one process would get: 49 KiB a rank for each way of sharding.
 
         References:
             Wang et al., arXiv:2405.20763, Eqs. (5) and (6).
         """
-        self._refresh.from_gradients(loss, num_predictions, grad_scale)
+        self._refresh.from_gradients(loss, num_predictions, grad_scale, process_group)
         for group in self.param_groups:
             for param in group["params"]:
                 if "flat_mask" in self.state.get(param, {}):
                     # a mask without moments would look like complete state to the base optimizer that loads it
                     self._rule(group).prepare(group, param, self.state[param])
 
-    def ire_summary(self) -> dict[str, Any]:
+    def ire_summary(self, *, over_mesh: bool = False) -> dict[str, Any]:
         """What IRE does at present: flat share, threshold, kappa and share of the displacement, as plain numbers.
+
+        Args:
+            over_mesh: Of sharded parameters, add up all ranks; all of them have to call then. Otherwise the shares are
+                those of this rank's shards; thresholds are those of all ranks either way.
 
         Returns:
             ``flat_share`` (of all coordinates with a mask), ``flat_share_by_parameter`` (by name, or by
@@ -198,7 +213,7 @@ class IREOptimizer(torch.optim.Optimizer):
         def direction(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Direction | None:
             return present_direction(self._rule(group), group, param, state)
 
-        return summarize(self.param_groups, self.state, self._refresh.thresholds, direction)
+        return summarize(self.param_groups, self.state, self._refresh.thresholds, direction, over_mesh)
 
     # -- step --------------------------------------------------------------------------------------------------------
 
@@ -244,7 +259,7 @@ class IREOptimizer(torch.optim.Optimizer):
         if not rehearsal:
             refresh_projectors(self.param_groups)
         previous = {
-            param: param.clone() if backups is None else backups[param]
+            param: param.clone() if backups is None else backups[param]  # plain, as check_placements says
             for param in projected_parameters(self.param_groups)
             if param.grad is not None
         }
@@ -296,7 +311,7 @@ class IREOptimizer(torch.optim.Optimizer):
             check_captured_state(type(self).__name__, state, self._state_keys(group))
             rule.prepare(group, param, state)
             ensure_mask(group, param, state)
-            key = (param.device, param.dtype)
+            key = (local_part(param).device, param.dtype)
             if key not in batches:
                 batches[key] = Batch(group)
             batches[key].add(index, param, grad, state)
@@ -344,7 +359,7 @@ class IREOptimizer(torch.optim.Optimizer):
 
         The position of :data:`torch_ire.default_label_generator` goes along, in the first group.
         """
-        state_dict = with_readable_masks(super().state_dict(), self._parameters())
+        state_dict = with_readable_masks(super().state_dict(), self._parameters(), self.param_groups)
         return with_label_generator(with_plain_counters(without_projectors(state_dict)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch_ire.optim.arguments import asks_for_refresh, is_due, refresh_step
 from torch_ire.optim.batches import dense_gradient, indexed_parameters, is_dense, laid_out_like
 from torch_ire.optim.device_schedule import note_refresh, step_number
 from torch_ire.optim.flat_masks import Ranked, draw_random_mask, refresh_masks
+from torch_ire.optim.sharding import add_over_ranks, local_part, spread_of
 from torch_ire.packed_mask import empty_mask
 
 StateOf = Callable[[Tensor], dict[str, Any]]
@@ -58,7 +59,13 @@ class MaskRefresh:
         return any(is_due(group, numbers[id(group["ire_step"])]) for group in asking)
 
     @torch.no_grad()
-    def from_gradients(self, loss: Tensor | None, num_predictions: float, grad_scale: float | Tensor | None) -> None:
+    def from_gradients(
+        self,
+        loss: Tensor | None,
+        num_predictions: float,
+        grad_scale: float | Tensor | None,
+        process_group: torch.distributed.ProcessGroup | None,
+    ) -> None:
         """The refresh of ``update_mask()``: from ``.grad`` for "fisher", from the loss for "hutchinson".
 
         Where the step is capturable also that of the curvatures which ``step()`` refreshes by itself elsewhere.
@@ -75,8 +82,10 @@ class MaskRefresh:
                     f"{self.owner}.update_mask(): curvature='hutchinson' needs the loss: "
                     "update_mask(loss), without backward()"
                 )
+            parameters = list(self._parameters(kind))
+            average = estimates.average_over(process_group, [param for _, _, param in parameters], self.owner)
             key = mix64(mix64(asking[0]["seed"], _HUTCHINSON), step_number(asking[0]))
-            found = estimates.hutchinson_estimates(loss, list(self._parameters(kind)), self.state_of, key)
+            found = estimates.hutchinson_estimates(loss, parameters, self.state_of, key, average)
             self._rank(kind, found, "abs")
         elif kind == "fisher":
             self._fisher(asking, loss, num_predictions, grad_scale)
@@ -105,9 +114,10 @@ class MaskRefresh:
         for index, group, param in self._parameters("fisher"):
             grad = dense_gradient(param, self.owner)
             if grad is not None:
-                layout = param if is_dense(param) else torch.empty_like(param)
+                part = local_part(param)
+                layout = part if is_dense(part) else torch.empty_like(part)
                 gradients.append((index, group, param, laid_out_like(grad, layout)))
-        if not gradients:
+        if not self._anywhere(len(gradients), [param for _, _, param in self._parameters("fisher")]):
             raise RuntimeError(
                 f"{self.owner}.update_mask(): no parameter has a gradient; expected the gradients of "
                 "torch_ire.sampled_cross_entropy(model(x)).backward()"
@@ -131,13 +141,14 @@ class MaskRefresh:
 
     def _rank_second_moment(self) -> bool:
         found = [
-            (index, group, param, self.known_state(param)["exp_avg_sq"])
+            (index, group, param, local_part(self.known_state(param)["exp_avg_sq"]))
             for index, group, param in self._parameters("second_moment")
             if "exp_avg_sq" in self.known_state(param)
         ]
-        if found:
+        ready = self._anywhere(len(found), [param for _, _, param in self._parameters("second_moment")])
+        if ready:
             self._rank("second_moment", found, "abs")
-        return bool(found)
+        return ready
 
     @torch.no_grad()
     def at_random(self, stepping: Callable[[Tensor], bool] = lambda param: param.requires_grad) -> None:
@@ -150,9 +161,18 @@ class MaskRefresh:
         for index, group, param in self._parameters("random"):
             if stepping(param) and any(group is g for g in due):
                 key = mix64(mix64(mix64(group["seed"], _RANDOM_MASK), step_number(group)), index)
-                draw_random_mask(self._mask_of(param), param.numel(), group["gamma"], key)
+                draw_random_mask(self._mask_of(param), param, group["gamma"], key)
         for group in due:
             note_refresh(group, refresh_step(group))
+
+    def _anywhere(self, number: int, params: Sequence[Tensor]) -> bool:
+        """Whether any rank has something to rank: all that share a parameter ask, and those that have nothing wait."""
+        spreads = list(dict.fromkeys(map(spread_of, params)))
+        if spreads in ([], [None]):
+            return number > 0
+        counts = torch.full((), number, dtype=torch.int64, device=local_part(params[0]).device)
+        total = add_over_ranks([(spread, counts) for spread in spreads], spreads, floating=False)
+        return number > 0 or bool(total > 0)
 
     def _parameters(self, kind: str) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
         """The parameters of the groups with this curvature, with their positions among all."""
@@ -161,7 +181,7 @@ class MaskRefresh:
     def _mask_of(self, param: Tensor) -> Tensor:
         state = self.state_of(param)
         if "flat_mask" not in state:
-            state["flat_mask"] = empty_mask(param)
+            state["flat_mask"] = empty_mask(local_part(param))
         return state["flat_mask"]  # type: ignore[no-any-return]
 
     def _rank(self, kind: str, found: Sequence[estimates.Estimate], score: str) -> None:
@@ -169,16 +189,16 @@ class MaskRefresh:
         groups = [group for group in self.groups() if group["curvature"] == kind]
         # a call between two due steps refreshes everything
         due = [group for group in groups if is_due(group)] or groups
+        scores = {id(param): estimate for _, _, param, estimate in found}
         ranked = []
-        estimated = set()
-        for index, group, param, estimate in found:
-            estimated.add(index)
-            is_written = any(group is g for g in due)
-            mask = self._mask_of(param) if is_written else empty_mask(param.new_empty(0))
-            ranked.append(Ranked(index, group, position[id(group)], estimate, mask, is_written))
-        refresh_masks(self.functions(groups[0]), ranked, score, self.thresholds)
         for index, group, param in self._parameters(kind):
-            if index not in estimated and any(group is g for g in due) and "flat_mask" in self.known_state(param):
+            estimate = scores.get(id(param))
+            is_due_here = any(group is g for g in due)
+            is_written = is_due_here and estimate is not None
+            mask = self._mask_of(param) if is_written else empty_mask(local_part(param).new_empty(0))
+            ranked.append(Ranked(index, group, position[id(group)], param, estimate, mask, is_due_here))
+            if is_due_here and estimate is None and "flat_mask" in self.known_state(param):
                 self.known_state(param)["flat_mask"].zero_()  # no estimate: not flat
+        refresh_masks(self.functions(groups[0]), ranked, score, self.thresholds)
         for group in due:
             note_refresh(group, refresh_step(group))

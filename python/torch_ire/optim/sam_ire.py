@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire.counter_rng import mix64
+from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.optim.adm_ire import AdmIRE
 from torch_ire.optim.batches import buffer_for, dense_gradient, indexed_parameters, is_dense, laid_out_like
 from torch_ire.optim.device_schedule import capturing, check_capture, step_number
 from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
 from torch_ire.optim.sgd_ire import SGDIRE
+from torch_ire.optim.sharding import add_over_ranks, are_plain, drawn, local_part, note_mutation, spread_of
 from torch_ire.optim.update_rules import RULES, UpdateRule
 
 _BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE}
@@ -125,6 +126,11 @@ class SAMIRE(IREOptimizer):
         return self._own.setdefault("_moved", {})  # type: ignore[no-any-return]
 
     @property
+    def _is_perturbed(self) -> bool:
+        # not whether there are backups: of sharded parameters this rank may have no part that moved
+        return "_first_norm" in self._own
+
+    @property
     def _buffers(self) -> dict[Tensor, Tensor]:
         """Memory of the backups, kept from step to step."""
         return self._own.setdefault("_backups", {})  # type: ignore[no-any-return]
@@ -144,7 +150,7 @@ class SAMIRE(IREOptimizer):
             ValueError: The state dict belongs to another model. Nothing has been changed then.
         """
         super().load_state_dict(state_dict)
-        self._perturbed.clear()
+        self._forget_perturbation()
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
@@ -157,25 +163,27 @@ class SAMIRE(IREOptimizer):
             RuntimeError: The parameters are perturbed already, there is no gradient, or one is sparse. Nothing has been
                 changed then.
 
-        A norm that is not finite moves nothing. Cost: 20 bytes of traffic a float32 parameter.
+        A norm that is not finite moves nothing. Cost: 20 bytes of traffic a float32 parameter. Of sharded parameters
+        the norm is that over all ranks: all have to call, also one without a gradient.
         """
-        if self._perturbed:
+        if self._is_perturbed:
             raise RuntimeError(f"{type(self).__name__}.first_step(): called twice; call second_step() or step() first")
         check_capture(type(self).__name__, self.param_groups)
         random = {group["perturbation"] == "random" for group in self.param_groups}
         if len(random) > 1:
             raise RuntimeError(f"{type(self).__name__}.first_step(): the groups disagree on the perturbation")
         targets = list(self._random_directions() if random.pop() else self._gradients())
-        if not targets:
+        norm = self._norm(targets)
+        if norm is None:
             raise RuntimeError(
                 f"{type(self).__name__}.first_step(): no parameter has a gradient; call backward() first, or use "
                 "perturbation='random'"
             )
-        norm = self._norm(targets)
         calls: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
-        for group, param, direction in targets:
-            backup = buffer_for(self._buffers, param)
-            self._perturbed[param] = backup
+        for group, owner, direction in targets:
+            backup = buffer_for(self._buffers, owner)
+            self._perturbed[owner] = backup
+            param = local_part(owner)
             if not is_dense(param):
                 backup.copy_(param)
                 scale = torch.where(norm.isfinite(), group["rho"] / (norm + 1e-12), 0.0).to(param.device, param.dtype)
@@ -190,6 +198,7 @@ class SAMIRE(IREOptimizer):
         for (device, dtype, rho, adaptive, functions), (params, directions, backups) in calls.items():
             on_device = norm.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
             functions.sam_perturb_(params, directions, backups, on_device, rho=rho, adaptive=adaptive)
+        note_mutation([owner for _, owner, _ in targets])
         self._own["_first_norm"] = norm
         if zero_grad:
             self.zero_grad()
@@ -204,7 +213,7 @@ class SAMIRE(IREOptimizer):
         Raises:
             RuntimeError: ``first_step`` has not been called.
         """
-        if not self._perturbed:
+        if not self._is_perturbed:
             raise RuntimeError(f"{type(self).__name__}.second_step(): call first_step() first")
         self.step()
         if zero_grad:
@@ -240,7 +249,7 @@ class SAMIRE(IREOptimizer):
             RuntimeError: The perturbed call of the closure left no gradient. The parameters are theta then.
         """
         # whether the gradients of the perturbed pass are there, or are up to one call of the closure
-        second = self._own.pop("_gradients_taken", False) or bool(self._perturbed)
+        second = self._own.pop("_gradients_taken", False) or self._is_perturbed
         if closure is None:
             self._step_from_backups()
             return None
@@ -271,7 +280,7 @@ class SAMIRE(IREOptimizer):
     def _step_from_backups(self) -> None:
         found_inf = getattr(self, "found_inf", None)
         moved = dict(self._perturbed)
-        if not moved:
+        if not self._is_perturbed:
             self._step(None, found_inf)
             return
         if found_inf is not None:
@@ -280,19 +289,24 @@ class SAMIRE(IREOptimizer):
         for param, backup in moved.items():
             # a parameter that the second pass gave no gradient takes no step, but has to come back; one with gaps in
             # memory steps through a copy of itself
-            if param.grad is None or not is_dense(param):
-                param.copy_(backup)
+            part = local_part(param)
+            if param.grad is None or not is_dense(part):
+                part.copy_(backup)
         for _, _, param in indexed_parameters(self.param_groups):
             if param.grad is not None and param not in moved:
-                moved[param] = param.clone()  # a gradient in the second pass only: a step from where it is
+                moved[param] = local_part(param).clone()  # a gradient in the second pass only: a step from where it is
         self._step(moved, found_inf)
-        self._perturbed.clear()
+        self._forget_perturbation()
 
     def _restore(self) -> None:
-        for param, backup in self._perturbed.items():
-            with torch.no_grad():
-                param.copy_(backup)
+        with torch.no_grad():
+            for param, backup in self._perturbed.items():
+                local_part(param).copy_(backup)
+        self._forget_perturbation()
+
+    def _forget_perturbation(self) -> None:
         self._perturbed.clear()
+        self._own.pop("_first_norm", None)
 
     def _gradients(self) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
         for _, group, param in indexed_parameters(self.param_groups):
@@ -309,23 +323,41 @@ class SAMIRE(IREOptimizer):
         for index, group, param in indexed_parameters(self.param_groups):
             if param.requires_grad:
                 key = mix64(mix64(mix64(group["seed"], _PERTURBATION), step_number(group)), index)
-                generator = torch.Generator(param.device).manual_seed(key & 0x7FFFFFFFFFFFFFFF)
-                direction = torch.empty_like(param)
-                yield group, param, direction.normal_(generator=generator)
+                yield group, param, drawn(param, param.dtype, _normal(param, key))
 
-    def _norm(self, targets: list[tuple[Mapping[str, Any], Tensor, Tensor]]) -> Tensor:
-        """|| direction || over all parameters, || |theta| direction || over those of adaptive groups; on one device."""
+    def _norm(self, targets: list[tuple[Mapping[str, Any], Tensor, Tensor]]) -> Tensor | None:
+        """|| direction || over all parameters, || |theta| direction || over those of adaptive groups; on one device.
+
+        ``None`` where no rank has a direction. Squares of shards are added over their mesh in the order of the ranks,
+        so that every rank gets the same bits.
+        """
         calls: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-        for group, param, direction in targets:
-            key = (param.device, param.dtype, group["adaptive"], functions_of(group))
+        for group, owner, direction in targets:
+            param = local_part(owner)
+            key = (param.device, param.dtype, group["adaptive"], functions_of(group), spread_of(owner))
             tensors, weights = calls.setdefault(key, ([], []))
             dense = param if is_dense(param) else torch.empty_like(param).copy_(param)
             tensors.append(laid_out_like(direction, dense))
             if group["adaptive"]:
                 weights.append(dense)
-        norms: list[Tensor] = [functions.global_norm(ts, ws) for (*_, functions), (ts, ws) in calls.items()]
-        if len(norms) == 1:
-            return norms[0]
-        device = norms[0].device
-        total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(device, torch.float64) for norm in norms]))
-        return total
+        norms = [(spread, f.global_norm(ts, ws)) for (*_, f, spread), (ts, ws) in calls.items()]
+        params = self._parameters()
+        spreads = [None] if are_plain(params) else list(dict.fromkeys(map(spread_of, params)))
+        if spreads == [None] and len(norms) <= 1:
+            return norms[0][1] if norms else None
+        # of each square, that there is one: a rank without directions learns whether there are any
+        device = local_part(params[0]).device
+        nothing = torch.zeros(2, dtype=torch.float64, device=device)
+        squares = [(spread, torch.stack([n.double().square(), torch.ones_like(n.double())])) for spread, n in norms]
+        total, number = add_over_ranks([(None, nothing), *squares], spreads, floating=True)
+        return total.sqrt() if norms or number > 0 else None
+
+
+def _normal(param: Tensor, key: int) -> Callable[[int, int], Tensor]:
+    generator = torch.Generator(param.device)
+
+    def random(begin: int, count: int) -> Tensor:
+        generator.manual_seed(as_int64(mix64(key, begin)) & 0x7FFFFFFFFFFFFFFF)
+        return torch.empty(count, dtype=param.dtype, device=param.device).normal_(generator=generator)
+
+    return random

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.optim.batches import Batch
+from torch_ire.optim.sharding import first_coordinate, is_whole, local_part, wrapped_like
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -20,8 +21,10 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def zeros_for(param: Tensor) -> Tensor:
-    """A moment of zeros in the layout of the parameter."""
-    return torch.zeros_like(param, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format)
+    """A moment of zeros in the layout of the parameter, and in its shards."""
+    part = local_part(param)
+    zeros = torch.zeros_like(part, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format)
+    return wrapped_like(zeros, param)
 
 
 def new_step(param: Tensor) -> Tensor:
@@ -166,7 +169,14 @@ RULES = {rule.name: rule for rule in (ADAMW, SGD)}
 
 
 def rounding_keys(batch: Batch) -> list[int]:
-    """One key a parameter for stochastic rounding (of bfloat16 alone), none for rounding to nearest."""
+    """One key a parameter for stochastic rounding (of bfloat16 alone), none for rounding to nearest.
+
+    Shards of a parameter have keys of their own, the same on every rank that has the same shard.
+    """
     if batch.group["rounding"] != "stochastic" or batch.params[0].dtype != torch.bfloat16:
         return []
-    return [as_int64(mix64(batch.group["seed"], index)) for index in batch.indices]
+    keys = [mix64(batch.group["seed"], index) for index in batch.indices]
+    return [
+        as_int64(key if is_whole(param) else mix64(key, first_coordinate(param)))
+        for key, param in zip(keys, batch.owners, strict=True)
+    ]
