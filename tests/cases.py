@@ -39,17 +39,22 @@ class Sample:
         bits = [torch.randint(0, 256, (size,), generator=self.generator, dtype=torch.uint8) for size in sizes]
         return [byte.to(self.device) for byte in bits]
 
+    def kept(self) -> list[Tensor]:
+        """Compensations of half-precision parameters; others have none."""
+        small = [values * 1e-3 for values in self.normals()]
+        return small if self.dtype in (torch.bfloat16, torch.float16) else []
+
     def number(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=self.opmath, device=self.device)
 
 
 def _fused_adamw_flat_(s: Sample) -> Call:
-    lists = (s.normals(), s.normals(), s.normals(s.opmath), s.squares(), s.steps(), s.masks(), [])
+    lists = (s.normals(), s.normals(), s.normals(s.opmath), s.squares(), s.steps(), s.masks(), [], s.kept(), [])
     return lists, {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "kappa": 2.0}
 
 
 def _fused_sgd_flat_(s: Sample) -> Call:
-    lists = (s.normals(), s.normals(), s.normals(s.opmath), s.steps(), s.masks(), [])
+    lists = (s.normals(), s.normals(), s.normals(s.opmath), s.steps(), s.masks(), [], s.kept(), [])
     scalars = {"lr": 0.1, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1, "nesterov": False, "kappa": 2.0}
     return lists, scalars
 

@@ -56,23 +56,27 @@ class Lists:
             for n in self.sizes
         ]
 
+    def kept(self, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Compensations or, with a dtype, master copies of half-precision parameters; others have none."""
+        return self.normal(dtype) if self.dtype in (torch.bfloat16, torch.float16) else []
+
     def steps(self) -> list[Tensor]:
         return [torch.tensor(float(i % 5)) for i in range(len(self.sizes))]
 
 
 def adamw(x: Lists, **changed: Any) -> Call:
-    lists = (x.normal(), x.normal(), x.normal(x.opmath), x.squares(), x.steps(), x.masks(), [])
+    lists = (x.normal(), x.normal(), x.normal(x.opmath), x.squares(), x.steps(), x.masks(), [], [], [])
     scalars = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "kappa": 2.0}
     return lists, {**scalars, **changed}
 
 
 def adamw_restored(x: Lists, **changed: Any) -> Call:
     lists, scalars = adamw(x, maximize=True, amplify_weight_decay=False, **changed)
-    return (*lists[:6], x.normal()), scalars
+    return (*lists[:6], x.normal(), [], []), scalars
 
 
 def sgd(x: Lists, **changed: Any) -> Call:
-    lists = (x.normal(), x.normal(), x.normal(x.opmath), x.steps(), x.masks(), [])
+    lists = (x.normal(), x.normal(), x.normal(x.opmath), x.steps(), x.masks(), [], [], [])
     scalars = {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "nesterov": False, "kappa": 2.0}
     return lists, {**scalars, **changed}
 
@@ -83,7 +87,28 @@ def sgd_nesterov(x: Lists) -> Call:
 
 def sgd_without_momentum(x: Lists) -> Call:
     lists, scalars = sgd(x, momentum=0.0, dampening=0.0)
-    return (*lists[:2], [], [], [], x.normal()), scalars
+    return (*lists[:2], [], [], [], x.normal(), [], []), scalars
+
+
+def adamw_kahan(x: Lists) -> Call:
+    lists, scalars = adamw(x)
+    return (*lists[:7], x.kept(), []), scalars
+
+
+def adamw_master(x: Lists) -> Call:
+    lists, scalars = adamw_restored(x)
+    masters = [p.float() if i % 2 else w for i, (p, w) in enumerate(zip(lists[6], x.kept(torch.float32), strict=False))]
+    return (*lists[:8], masters), scalars
+
+
+def sgd_kahan(x: Lists) -> Call:
+    lists, scalars = sgd(x)
+    return (*lists[:6], x.kept(), []), scalars
+
+
+def sgd_master(x: Lists) -> Call:
+    lists, scalars = sgd_without_momentum(x)
+    return (*lists[:7], x.kept(torch.float32)), scalars
 
 
 def displacement(x: Lists) -> Call:
@@ -120,7 +145,11 @@ def masks_of(score: str) -> Callable[[Lists], Call]:
 CASES: dict[str, tuple[str, Callable[..., Call]]] = {
     "adamw": ("fused_adamw_flat_", adamw),
     "adamw restored": ("fused_adamw_flat_", adamw_restored),
+    "adamw kahan": ("fused_adamw_flat_", adamw_kahan),
+    "adamw master": ("fused_adamw_flat_", adamw_master),
     "sgd": ("fused_sgd_flat_", sgd),
+    "sgd kahan": ("fused_sgd_flat_", sgd_kahan),
+    "sgd master": ("fused_sgd_flat_", sgd_master),
     "sgd nesterov": ("fused_sgd_flat_", sgd_nesterov),
     "sgd without momentum": ("fused_sgd_flat_", sgd_without_momentum),
     "displacement": ("displacement_flat_", displacement),

@@ -144,7 +144,7 @@ def test_messages_and_no_tensor_changed(spoil, message):
     given = [list(tensors) for tensors in args]
     spoil(given, kwargs)
     with pytest.raises(RuntimeError, match="torch_ire::fused_sgd_flat_: " + message):
-        torch.ops.torch_ire.fused_sgd_flat_(*given, **kwargs)
+        torch.ops.torch_ire.fused_sgd_flat_(*given, [], [], **kwargs)
     for tensors, originals in zip(args, before, strict=True):
         for a, b in zip(tensors, originals, strict=True):
             assert torch.equal(a, b)

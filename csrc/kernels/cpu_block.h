@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "kernels/clones.h"
+#include "kernels/stored_param.h"
 #include "math/counter_rng.h"
 #include "math/number.h"
 
@@ -43,35 +44,68 @@ TORCH_IRE_INLINE S tree_sum(S* values, int64_t n) {
   return values[0];
 }
 
-// Stores a block of results, elements [i, i + count) of the tensor, rounded to T: to nearest, or stochastically where
-// the tensor has a key.
+// Stores a block of results, elements [i, i + count) of the tensor, rounded to nearest.
 template <class T>
-TORCH_IRE_INLINE void store_block(T* out, int64_t i, int64_t count, const opmath_t<T>* values, bool stochastic,
-                                  uint64_t key) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    if (stochastic) {
-      for (int64_t j = 0; j < count; ++j) out[i + j] = round_stochastic(values[j], random_bits(key, i + j));
-      return;
-    }
-  }
+TORCH_IRE_INLINE void store_block(T* out, int64_t i, int64_t count, const opmath_t<T>* values) {
   for (int64_t j = 0; j < count; ++j) out[i + j] = round_nearest<T>::from(values[j]);
 }
 
-// theta[i] <- step(i, flat bit of i) for the coordinates of [begin, end). A null mask has no flat coordinate. `step`
-// reads element i of its arrays and may write element i of others, nothing else: iterations are independent.
+// Where the steps of a list's tensor begin: theta of elements [i, i + count).
+template <class T>
+TORCH_IRE_INLINE void load_param(const StoredParam<T>& param, Rounding rounding, int64_t i, int64_t count,
+                                 opmath_t<T>* values) {
+  const T* from = param.theta_from + i;
+  if (rounding == Rounding::kKahan) {
+    const T* c = param.compensation + i;
+    for (int64_t j = 0; j < count; ++j) values[j] = kahan_value(from[j], c[j]);
+  } else if (rounding == Rounding::kMaster) {
+    const opmath_t<T>* master = param.master + i;
+    for (int64_t j = 0; j < count; ++j) values[j] = master_value(from[j], master[j]);
+  } else {
+    for (int64_t j = 0; j < count; ++j) values[j] = to_opmath(from[j]);
+  }
+}
+
+// Where they end, for a block of at most kBlockElems. `key` is that of stochastic rounding.
+template <class T>
+TORCH_IRE_INLINE void store_param(const StoredParam<T>& param, Rounding rounding, uint64_t key, int64_t i,
+                                  int64_t count, const opmath_t<T>* values) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (rounding == Rounding::kStochastic) {
+      for (int64_t j = 0; j < count; ++j) param.theta[i + j] = round_stochastic(values[j], random_bits(key, i + j));
+      return;
+    }
+  }
+  if (rounding == Rounding::kMaster) std::copy(values, values + count, param.master + i);
+  store_block(param.theta, i, count, values);
+  if (rounding == Rounding::kKahan) {
+    float rest[kBlockElems];
+    const T* theta = param.theta + i;
+    for (int64_t j = 0; j < count; ++j) rest[j] = kahan_rest(values[j], theta[j]);
+    store_block(param.compensation, i, count, rest);
+  }
+}
+
+// theta[i] <- step(i, theta[i], flat bit of i) for the coordinates of [begin, end). A null mask has no flat coordinate.
+// `step` reads element i of its arrays and may write element i of others, nothing else: iterations are independent.
 template <class T, class Step>
-TORCH_IRE_INLINE void update_range(T* theta, const uint8_t* mask, int64_t begin, int64_t end, bool stochastic,
-                                   uint64_t key, Step step) {
-  constexpr bool kInPlace = std::is_same_v<T, opmath_t<T>>;  // nothing to round, so no buffer in between
+TORCH_IRE_INLINE void update_range(const StoredParam<T>& param, Rounding rounding, uint64_t key, const uint8_t* mask,
+                                   int64_t begin, int64_t end, Step step) {
   for_each_block(
       begin, end,
       [&](int64_t i, int64_t count) TORCH_IRE_INLINE_LAMBDA {
-        opmath_t<T> buffer[kInPlace ? 1 : kBlockElems];
+        opmath_t<T> buffer[kIsRounded<T> ? kBlockElems : 1];
         opmath_t<T>* out = buffer;
-        if constexpr (kInPlace) out = theta + i;
+        const opmath_t<T>* from = buffer;
+        if constexpr (kIsRounded<T>) {
+          load_param(param, rounding, i, count, buffer);
+        } else {  // nothing to round, so no buffer in between
+          out = param.theta + i;
+          from = param.theta_from + i;
+        }
         if (mask == nullptr) {
 #pragma GCC ivdep
-          for (int64_t j = 0; j < count; ++j) out[j] = step(i + j, false);
+          for (int64_t j = 0; j < count; ++j) out[j] = step(i + j, from[j], false);
         } else {
           // 32 bits of the mask at a time stay in a register: a vector of them is compared, not loaded
           const uint8_t* bytes = mask + i / 8;
@@ -80,13 +114,14 @@ TORCH_IRE_INLINE void update_range(T* theta, const uint8_t* mask, int64_t begin,
             uint32_t word;
             std::memcpy(&word, bytes + first / 8, sizeof word);
 #pragma GCC ivdep
-            for (int32_t j = 0; j < 32; ++j) out[first + j] = step(i + first + j, ((word >> j) & 1u) != 0);
+            for (int32_t j = 0; j < 32; ++j)
+              out[first + j] = step(i + first + j, from[first + j], ((word >> j) & 1u) != 0);
           }
-          for (int64_t j = first; j < count; ++j) out[j] = step(i + j, ((bytes[j / 8] >> (j % 8)) & 1) != 0);
+          for (int64_t j = first; j < count; ++j) out[j] = step(i + j, from[j], ((bytes[j / 8] >> (j % 8)) & 1) != 0);
         }
-        if constexpr (!kInPlace) store_block(theta, i, count, out, stochastic, key);
+        if constexpr (kIsRounded<T>) store_param(param, rounding, key, i, count, out);
       },
-      kInPlace ? std::max<int64_t>(end - begin, 1) : kBlockElems);
+      kIsRounded<T> ? kBlockElems : std::max<int64_t>(end - begin, 1));
 }
 
 }  // namespace torch_ire

@@ -1,6 +1,5 @@
 #include "kernels/displacement_flat_cuda.h"
 #include "kernels/multi_tensor.cuh"
-#include "kernels/store_rounded.cuh"
 
 namespace torch_ire {
 namespace {

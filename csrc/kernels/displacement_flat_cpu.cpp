@@ -7,11 +7,11 @@ namespace {
 template <class T>
 TORCH_IRE_INLINE void range(const DisplacementFlatSpan<T>& s, opmath_t<T> kappa, opmath_t<T> keep, int64_t begin,
                             int64_t end) {
-  T* theta = s.theta;
   const T* previous = s.previous;
-  update_range(theta, s.flat_mask, begin, end, /*stochastic=*/false, /*key=*/0,
-               [=](int64_t i, bool flat) TORCH_IRE_INLINE_LAMBDA {
-                 return displacement_flat_step(to_opmath(theta[i]), to_opmath(previous[i]), flat, kappa, keep);
+  const StoredParam<T> param{s.theta, s.theta, nullptr, nullptr};
+  update_range(param, Rounding::kNearest, /*key=*/0, s.flat_mask, begin, end,
+               [=](int64_t i, opmath_t<T> theta, bool flat) TORCH_IRE_INLINE_LAMBDA {
+                 return displacement_flat_step(theta, to_opmath(previous[i]), flat, kappa, keep);
                });
 }
 

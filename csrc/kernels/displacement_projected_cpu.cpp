@@ -30,7 +30,7 @@ TORCH_IRE_INLINE void step_range(const DisplacementProjectedSpan<T>& s, const Ba
     load_displacement(s, keep, i, count, x);
     subtract_combination(q, i, count, coefficients, x);
     for (int64_t j = 0; j < count; ++j) x[j] = to_opmath(s.theta[i + j]) + kappa * x[j];
-    store_block(s.theta, i, count, x, /*stochastic=*/false, /*key=*/0);
+    store_block(s.theta, i, count, x);
   });
 }
 

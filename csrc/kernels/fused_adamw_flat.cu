@@ -2,7 +2,7 @@
 
 #include "kernels/multi_tensor.cuh"
 #include "kernels/restore.cuh"
-#include "kernels/store_rounded.cuh"
+#include "kernels/stored_param.cuh"
 #include "math/counter_rng.h"
 
 namespace torch_ire {
@@ -24,10 +24,10 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
   constexpr int kLanes = kLanesOf<opmath>;
   const Chunk chunk = chunk_of_block(pack, blockIdx.x);
   const AdamwFlatCudaSpan<T>& s = pack.spans[chunk.span];
-  const bool aligned = is_aligned<kLanes>(s.theta) && is_aligned<kLanes>(s.theta_from) && is_aligned<kLanes>(s.grad) &&
-                       is_aligned<kLanes>(s.exp_avg) && is_aligned<kLanes>(s.exp_avg_sq);
+  const bool aligned = is_aligned<kLanes>(s.param) && is_aligned<kLanes>(s.grad) && is_aligned<kLanes>(s.exp_avg) &&
+                       is_aligned<kLanes>(s.exp_avg_sq);
   if (params.step.skip()) {
-    restore<kLanes>(chunk, aligned, s.theta_from, s.theta);
+    restore<kLanes>(chunk, aligned, s.param.theta_from, s.param.theta);
     return;
   }
 
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
 
   walk_chunk<kLanes>(chunk, aligned, [&](auto n, int64_t i) {
     constexpr int N = decltype(n)::value;
-    const Lanes<T, N> theta = load_lanes<N>(s.theta_from + i);
+    const Lanes<opmath, N> theta = load_param<N>(s.param, params.rounding, i);
     const Lanes<T, N> grad = load_lanes<N>(s.grad + i);
     Lanes<opmath, N> exp_avg = load_lanes<N>(s.exp_avg + i);
     Lanes<opmath, N> exp_avg_sq = load_lanes<N>(s.exp_avg_sq + i);
@@ -59,11 +59,11 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
     Lanes<opmath, N> result;
     TORCH_IRE_UNROLL(N)
     for (int k = 0; k < N; ++k)
-      result.lane[k] = adamw_flat_step(to_opmath(theta.lane[k]), to_opmath(grad.lane[k]) * step.grad_factor,
-                                       exp_avg.lane[k], exp_avg_sq.lane[k], (flat >> k & 1u) != 0, step.coefficients);
+      result.lane[k] = adamw_flat_step(theta.lane[k], to_opmath(grad.lane[k]) * step.grad_factor, exp_avg.lane[k],
+                                       exp_avg_sq.lane[k], (flat >> k & 1u) != 0, step.coefficients);
     store_lanes<N>(s.exp_avg + i, exp_avg);
     store_lanes<N>(s.exp_avg_sq + i, exp_avg_sq);
-    store_rounded<N>(s.theta, i, result, params.stochastic, step.rounding_key);
+    store_param<N>(s.param, params.rounding, step.rounding_key, i, result);
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/stored_param.h"
 #include "math/adamw.h"
 #include "math/number.h"
 
@@ -10,15 +11,14 @@ namespace torch_ire {
 // One tensor of the list: every pointer has numel elements of the tensor's memory order.
 template <class T>
 struct AdamwFlatSpan {
-  T* theta;
-  const T* theta_from;  // where the step starts; theta itself, or the backup of a SAM step
+  StoredParam<T> param;
   const T* grad;
   opmath_t<T>* exp_avg;
   opmath_t<T>* exp_avg_sq;
   const uint8_t* flat_mask;  // bit i % 8 of byte i / 8; null: no coordinate is flat
   int64_t numel;
-  bool stochastic;        // bfloat16 only: round stochastically, with ...
-  uint64_t rounding_key;  // ... a key that mixes seed, tensor and step
+  Rounding rounding;
+  uint64_t rounding_key;  // kStochastic: mixes seed, tensor and step
 };
 
 // Coordinates [begin, end) of one tensor; begin is a multiple of 8. `grad_factor` multiplies the gradient (-1 for

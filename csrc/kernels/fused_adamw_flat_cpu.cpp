@@ -9,14 +9,12 @@ template <class T>
 TORCH_IRE_INLINE void range(const AdamwFlatSpan<T>& s, const AdamwCoefficients<opmath_t<T>>& coefficients,
                             opmath_t<T> grad_factor, int64_t begin, int64_t end) {
   const AdamwCoefficients<opmath_t<T>> c = coefficients;  // a copy: stores through the span cannot change it
-  const T* theta = s.theta_from;
   const T* grad = s.grad;
   opmath_t<T>* exp_avg = s.exp_avg;
   opmath_t<T>* exp_avg_sq = s.exp_avg_sq;
-  update_range(s.theta, s.flat_mask, begin, end, s.stochastic, s.rounding_key,
-               [=](int64_t i, bool flat) TORCH_IRE_INLINE_LAMBDA {
-                 return adamw_flat_step(to_opmath(theta[i]), to_opmath(grad[i]) * grad_factor, exp_avg[i],
-                                        exp_avg_sq[i], flat, c);
+  update_range(s.param, s.rounding, s.rounding_key, s.flat_mask, begin, end,
+               [=](int64_t i, opmath_t<T> theta, bool flat) TORCH_IRE_INLINE_LAMBDA {
+                 return adamw_flat_step(theta, to_opmath(grad[i]) * grad_factor, exp_avg[i], exp_avg_sq[i], flat, c);
                });
 }
 

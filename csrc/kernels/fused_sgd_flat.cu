@@ -2,7 +2,7 @@
 
 #include "kernels/multi_tensor.cuh"
 #include "kernels/restore.cuh"
-#include "kernels/store_rounded.cuh"
+#include "kernels/stored_param.cuh"
 #include "math/counter_rng.h"
 
 namespace torch_ire {
@@ -18,10 +18,10 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
   constexpr int kLanes = kLanesOf<opmath>;
   const Chunk chunk = chunk_of_block(pack, blockIdx.x);
   const SgdFlatCudaSpan<T>& s = pack.spans[chunk.span];
-  const bool aligned = is_aligned<kLanes>(s.theta) && is_aligned<kLanes>(s.theta_from) && is_aligned<kLanes>(s.grad) &&
-                       is_aligned<kLanes>(s.momentum_buffer);
+  const bool aligned =
+      is_aligned<kLanes>(s.param) && is_aligned<kLanes>(s.grad) && is_aligned<kLanes>(s.momentum_buffer);
   if (params.step.skip()) {
-    restore<kLanes>(chunk, aligned, s.theta_from, s.theta);
+    restore<kLanes>(chunk, aligned, s.param.theta_from, s.param.theta);
     return;
   }
 
@@ -30,11 +30,12 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
                              params.step.kappa.value()};
   const SgdCoefficients<opmath> c = sgd_coefficients<opmath>(h, t == 0.0f);
   const opmath grad_factor = static_cast<opmath>(params.step.grad_factor());
-  const uint64_t key = params.stochastic ? mix64(s.rounding_key, static_cast<uint64_t>(t + 1.0f)) : 0;
+  const uint64_t key =
+      params.rounding == Rounding::kStochastic ? mix64(s.rounding_key, static_cast<uint64_t>(t + 1.0f)) : 0;
 
   walk_chunk<kLanes>(chunk, aligned, [&](auto n, int64_t i) {
     constexpr int N = decltype(n)::value;
-    const Lanes<T, N> theta = load_lanes<N>(s.theta_from + i);
+    const Lanes<opmath, N> theta = load_param<N>(s.param, params.rounding, i);
     const Lanes<T, N> grad = load_lanes<N>(s.grad + i);
     Lanes<opmath, N> buffer{};
     if constexpr (kHasMomentum) buffer = load_lanes<N>(s.momentum_buffer + i);
@@ -42,10 +43,10 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
     Lanes<opmath, N> result;
     TORCH_IRE_UNROLL(N)
     for (int k = 0; k < N; ++k)
-      result.lane[k] = sgd_flat_step<kMomentum>(to_opmath(theta.lane[k]), to_opmath(grad.lane[k]) * grad_factor,
-                                                &buffer.lane[k], (flat >> k & 1u) != 0, c);
+      result.lane[k] = sgd_flat_step<kMomentum>(theta.lane[k], to_opmath(grad.lane[k]) * grad_factor, &buffer.lane[k],
+                                                (flat >> k & 1u) != 0, c);
     if constexpr (kHasMomentum) store_lanes<N>(s.momentum_buffer + i, buffer);
-    store_rounded<N>(s.theta, i, result, params.stochastic, key);
+    store_param<N>(s.param, params.rounding, key, i, result);
   });
 }
 

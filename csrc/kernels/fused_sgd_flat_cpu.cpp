@@ -8,13 +8,11 @@ template <SgdMomentum kMomentum, class T>
 TORCH_IRE_INLINE void range(const SgdFlatSpan<T>& s, const SgdCoefficients<opmath_t<T>>& coefficients,
                             opmath_t<T> grad_factor, int64_t begin, int64_t end) {
   const SgdCoefficients<opmath_t<T>> c = coefficients;  // a copy: stores through the span cannot change it
-  const T* theta = s.theta_from;
   const T* grad = s.grad;
   opmath_t<T>* buffer = s.momentum_buffer;
-  update_range(s.theta, s.flat_mask, begin, end, s.stochastic, s.rounding_key,
-               [=](int64_t i, bool flat) TORCH_IRE_INLINE_LAMBDA {
-                 return sgd_flat_step<kMomentum>(to_opmath(theta[i]), to_opmath(grad[i]) * grad_factor, buffer + i,
-                                                 flat, c);
+  update_range(s.param, s.rounding, s.rounding_key, s.flat_mask, begin, end,
+               [=](int64_t i, opmath_t<T> theta, bool flat) TORCH_IRE_INLINE_LAMBDA {
+                 return sgd_flat_step<kMomentum>(theta, to_opmath(grad[i]) * grad_factor, buffer + i, flat, c);
                });
 }
 

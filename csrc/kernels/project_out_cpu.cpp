@@ -25,7 +25,7 @@ TORCH_IRE_INLINE void subtract_range(const T* v, T* out, const BasisSpan<const B
     opmath_t<T> x[kSegmentElems];
     load(v + i, count, x);
     subtract_combination(q, i, count, coefficients, x);
-    store_block(out, i, count, x, /*stochastic=*/false, /*key=*/0);
+    store_block(out, i, count, x);
   });
 }
 

@@ -1,6 +1,5 @@
 #include "kernels/multi_tensor.cuh"
 #include "kernels/sam_perturb_cuda.h"
-#include "kernels/store_rounded.cuh"
 
 namespace torch_ire {
 namespace {

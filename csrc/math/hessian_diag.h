@@ -1,9 +1,7 @@
 #pragma once
 
-#include <cmath>
-#include <limits>
-
 #include "math/host_device.h"
+#include "math/number.h"
 
 // Running mean of the diagonal curvature estimate (arXiv 2405.20763, Eq. 6), one coordinate: with e = B g^2 the
 // estimate of one batch of B predictions,
@@ -18,11 +16,6 @@ template <class opmath>
 struct HessianDiagCoefficients {
   opmath grad_factor, num_predictions, beta, one_minus_beta;
 };
-
-template <class opmath>
-TORCH_IRE_HD bool is_finite(opmath x) {
-  return std::fabs(x) <= std::numeric_limits<opmath>::max();
-}
 
 template <class opmath>
 TORCH_IRE_HD opmath hessian_diag_update(opmath h, opmath g, const HessianDiagCoefficients<opmath>& c) {

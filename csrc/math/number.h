@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "math/host_device.h"
@@ -31,6 +33,11 @@ TORCH_IRE_HD float float_of(uint32_t u) {
   float x;
   std::memcpy(&x, &u, sizeof x);
   return x;
+}
+
+template <class opmath>
+TORCH_IRE_HD bool is_finite(opmath x) {
+  return std::fabs(x) <= std::numeric_limits<opmath>::max();
 }
 
 TORCH_IRE_HD float to_opmath(float x) {

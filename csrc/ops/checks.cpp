@@ -205,12 +205,23 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
   if (kappa_tensor.has_value()) check_scalar(op, "kappa_tensor", *kappa_tensor, like);
 }
 
-void check_rounding_keys(const char* op, const std::vector<int64_t>& keys, const TensorList& params) {
+void check_rounding(const char* op, const TensorList& compensations, const TensorList& master_params,
+                    const std::vector<int64_t>& keys, const TensorList& params) {
+  const ScalarType dtype = params[0].scalar_type();
+  const bool half = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+  check_list_like(op, "compensations", compensations, "params", params, dtype, /*optional=*/true);
+  check_list_like(op, "master_params", master_params, "params", params, opmath_dtype(dtype), /*optional=*/true);
+  TORCH_IRE_CHECK(half || compensations.empty(), op, "compensations: expected none for params of ", name_of(dtype),
+                  ", which lose nothing, got ", compensations.size());
+  TORCH_IRE_CHECK(half || master_params.empty(), op, "master_params: expected none for params of ", name_of(dtype),
+                  ", which lose nothing, got ", master_params.size());
+  TORCH_IRE_CHECK(int(!compensations.empty()) + int(!master_params.empty()) + int(!keys.empty()) <= 1, op,
+                  "compensations, master_params, rounding_keys: expected one of them at most");
   if (keys.empty()) return;
   TORCH_IRE_CHECK(keys.size() == params.size(), op, "rounding_keys: expected one key for each of the ", params.size(),
                   " params, got ", keys.size());
-  TORCH_IRE_CHECK(params[0].scalar_type() == ScalarType::BFloat16, op,
-                  "rounding_keys: stochastic rounding is for bfloat16 params, got ", name_of(params[0].scalar_type()));
+  TORCH_IRE_CHECK(dtype == ScalarType::BFloat16, op, "rounding_keys: stochastic rounding is for bfloat16 params, got ",
+                  name_of(dtype));
 }
 
 double scalar_value(const Tensor& scalar) {

@@ -72,8 +72,10 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
                         const OptionalTensor& found_inf, const OptionalTensor& lr_tensor,
                         const OptionalTensor& kappa_tensor);
 
-// One key a tensor, for bfloat16 only, or none.
-void check_rounding_keys(const char* op, const std::vector<int64_t>& keys, const TensorList& params);
+// How results are rounded: to nearest where all lists are empty, else as the one that is not says. Compensations and
+// master parameters are for half types; keys, one a tensor, for bfloat16 alone.
+void check_rounding(const char* op, const TensorList& compensations, const TensorList& master_params,
+                    const std::vector<int64_t>& keys, const TensorList& params);
 
 // Value of a one-element CPU tensor of one of the four dtypes.
 double scalar_value(const Tensor& scalar);

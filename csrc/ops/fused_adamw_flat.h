@@ -8,6 +8,7 @@ namespace torch_ire {
 inline void check_fused_adamw_flat(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
                                    const TensorList& exp_avg_sqs, const TensorList& state_steps,
                                    const TensorList& flat_masks, const TensorList& restore_from,
+                                   const TensorList& compensations, const TensorList& master_params,
                                    const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                                    const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
                                    const std::vector<int64_t>& rounding_keys) {
@@ -21,7 +22,7 @@ inline void check_fused_adamw_flat(const TensorList& params, const TensorList& g
   check_masks(op, "flat_masks", flat_masks, "params", params);
   check_list_like(op, "restore_from", restore_from, "params", params, dtype, /*optional=*/true);
   check_step_scalars(op, params[0], grad_scale, found_inf, lr_tensor, kappa_tensor);
-  check_rounding_keys(op, rounding_keys, params);
+  check_rounding(op, compensations, master_params, rounding_keys, params);
 }
 
 }  // namespace torch_ire

@@ -6,24 +6,27 @@
 #include "ops/dispatch.h"
 #include "ops/fused_adamw_flat.h"
 #include "ops/parallel.h"
+#include "ops/stored_param.h"
 
 namespace torch_ire {
 namespace {
 
 void fused_adamw_flat_cpu(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
                           const TensorList& exp_avg_sqs, const TensorList& state_steps, const TensorList& flat_masks,
-                          const TensorList& restore_from, double lr, double beta1, double beta2, double eps,
+                          const TensorList& restore_from, const TensorList& compensations,
+                          const TensorList& master_params, double lr, double beta1, double beta2, double eps,
                           double weight_decay, double kappa, bool amplify_weight_decay, bool maximize,
                           const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                           const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
                           const std::vector<int64_t>& rounding_keys) {
-  check_fused_adamw_flat(params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from, grad_scale,
-                         found_inf, lr_tensor, kappa_tensor, rounding_keys);
+  check_fused_adamw_flat(params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from, compensations,
+                         master_params, grad_scale, found_inf, lr_tensor, kappa_tensor, rounding_keys);
   const bool skip = scalar_or(found_inf, 0.0) != 0.0;
   if (skip && restore_from.empty()) return;
   const double grad_factor = (maximize ? -1.0 : 1.0) / scalar_or(grad_scale, 1.0);
   const AdamwHyperparameters hyperparameters{
       scalar_or(lr_tensor, lr), beta1, beta2, eps, weight_decay, scalar_or(kappa_tensor, kappa), amplify_weight_decay};
+  const Rounding rounding = rounding_of(compensations, master_params, rounding_keys);
 
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -31,25 +34,22 @@ void fused_adamw_flat_cpu(const TensorList& params, const TensorList& grads, con
     std::vector<AdamwFlatSpan<T>> spans(params.size());
     std::vector<AdamwCoefficients<opmath>> coefficients(params.size());
     for (size_t i = 0; i < params.size(); ++i) {
-      T* theta = data_of<T>(params[i]);
-      const T* backup = data_or_null<T>(restore_from, i);
       float* step = data_of<float>(state_steps[i]);
       if (!skip) *step += 1.0f;
       coefficients[i] = adamw_coefficients<opmath>(hyperparameters, *step);
-      const bool stochastic = !rounding_keys.empty();
-      spans[i] = {theta,
-                  backup != nullptr ? backup : theta,
-                  data_of<T>(grads[i]),
-                  data_of<opmath>(exp_avgs[i]),
-                  data_of<opmath>(exp_avg_sqs[i]),
-                  data_or_null<uint8_t>(flat_masks, i),
-                  params[i].numel(),
-                  stochastic,
-                  stochastic ? mix64(static_cast<uint64_t>(rounding_keys[i]), static_cast<uint64_t>(*step)) : 0};
+      spans[i] = {
+          stored_param<T>(params, restore_from, compensations, master_params, i),
+          data_of<T>(grads[i]),
+          data_of<opmath>(exp_avgs[i]),
+          data_of<opmath>(exp_avg_sqs[i]),
+          data_or_null<uint8_t>(flat_masks, i),
+          params[i].numel(),
+          rounding,
+          rounding_keys.empty() ? 0 : mix64(static_cast<uint64_t>(rounding_keys[i]), static_cast<uint64_t>(*step))};
     }
     parallel_over_list(params, [&](size_t i, int64_t begin, int64_t end) {
       if (skip)
-        std::copy(spans[i].theta_from + begin, spans[i].theta_from + end, spans[i].theta + begin);
+        std::copy(spans[i].param.theta_from + begin, spans[i].param.theta_from + end, spans[i].param.theta + begin);
       else
         fused_adamw_flat_range_cpu(spans[i], coefficients[i], static_cast<opmath>(grad_factor), begin, end);
     });

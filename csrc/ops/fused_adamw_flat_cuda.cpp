@@ -6,19 +6,21 @@
 #include "ops/fused_adamw_flat.h"
 #include "ops/library.h"
 #include "ops/step_scalars_cuda.h"
+#include "ops/stored_param.h"
 
 namespace torch_ire {
 namespace {
 
 void fused_adamw_flat_cuda(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
                            const TensorList& exp_avg_sqs, const TensorList& state_steps, const TensorList& flat_masks,
-                           const TensorList& restore_from, double lr, double beta1, double beta2, double eps,
+                           const TensorList& restore_from, const TensorList& compensations,
+                           const TensorList& master_params, double lr, double beta1, double beta2, double eps,
                            double weight_decay, double kappa, bool amplify_weight_decay, bool maximize,
                            const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                            const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
                            const std::vector<int64_t>& rounding_keys) {
-  check_fused_adamw_flat(params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from, grad_scale,
-                         found_inf, lr_tensor, kappa_tensor, rounding_keys);
+  check_fused_adamw_flat(params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from, compensations,
+                         master_params, grad_scale, found_inf, lr_tensor, kappa_tensor, rounding_keys);
   const CudaContext context(params[0]);
   const AdamwFlatCudaParams scalars{step_scalars(lr, lr_tensor, kappa, kappa_tensor, grad_scale, found_inf, maximize),
                                     beta1,
@@ -26,7 +28,7 @@ void fused_adamw_flat_cuda(const TensorList& params, const TensorList& grads, co
                                     eps,
                                     weight_decay,
                                     amplify_weight_decay,
-                                    !rounding_keys.empty()};
+                                    rounding_of(compensations, master_params, rounding_keys)};
 
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -34,11 +36,8 @@ void fused_adamw_flat_cuda(const TensorList& params, const TensorList& grads, co
     std::vector<AdamwFlatCudaSpan<T>> spans(params.size());
     std::vector<float*> steps(params.size());
     for (size_t i = 0; i < params.size(); ++i) {
-      T* theta = data_of<T>(params[i]);
-      const T* backup = data_or_null<T>(restore_from, i);
       steps[i] = data_of<float>(state_steps[i]);
-      spans[i] = {theta,
-                  backup != nullptr ? backup : theta,
+      spans[i] = {stored_param<T>(params, restore_from, compensations, master_params, i),
                   data_of<T>(grads[i]),
                   data_of<opmath>(exp_avgs[i]),
                   data_of<opmath>(exp_avg_sqs[i]),

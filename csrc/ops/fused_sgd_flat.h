@@ -8,7 +8,8 @@ namespace torch_ire {
 // Shared by the CPU and the CUDA operator.
 inline void check_fused_sgd_flat(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
                                  const TensorList& state_steps, const TensorList& flat_masks,
-                                 const TensorList& restore_from, double momentum, double dampening, bool nesterov,
+                                 const TensorList& restore_from, const TensorList& compensations,
+                                 const TensorList& master_params, double momentum, double dampening, bool nesterov,
                                  const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                                  const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
                                  const std::vector<int64_t>& rounding_keys) {
@@ -26,7 +27,7 @@ inline void check_fused_sgd_flat(const TensorList& params, const TensorList& gra
                   "nesterov: expected a momentum and zero dampening, got momentum ", momentum, " and dampening ",
                   dampening);
   check_step_scalars(op, params[0], grad_scale, found_inf, lr_tensor, kappa_tensor);
-  check_rounding_keys(op, rounding_keys, params);
+  check_rounding(op, compensations, master_params, rounding_keys, params);
 }
 
 inline SgdMomentum momentum_kind(double momentum, bool nesterov) {

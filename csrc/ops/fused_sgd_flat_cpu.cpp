@@ -5,24 +5,28 @@
 #include "ops/dispatch.h"
 #include "ops/fused_sgd_flat.h"
 #include "ops/parallel.h"
+#include "ops/stored_param.h"
 
 namespace torch_ire {
 namespace {
 
 void fused_sgd_flat_cpu(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
                         const TensorList& state_steps, const TensorList& flat_masks, const TensorList& restore_from,
-                        double lr, double momentum, double dampening, double weight_decay, bool nesterov, double kappa,
-                        bool maximize, const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
+                        const TensorList& compensations, const TensorList& master_params, double lr, double momentum,
+                        double dampening, double weight_decay, bool nesterov, double kappa, bool maximize,
+                        const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                         const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
                         const std::vector<int64_t>& rounding_keys) {
-  check_fused_sgd_flat(params, grads, momentum_buffers, state_steps, flat_masks, restore_from, momentum, dampening,
-                       nesterov, grad_scale, found_inf, lr_tensor, kappa_tensor, rounding_keys);
+  check_fused_sgd_flat(params, grads, momentum_buffers, state_steps, flat_masks, restore_from, compensations,
+                       master_params, momentum, dampening, nesterov, grad_scale, found_inf, lr_tensor, kappa_tensor,
+                       rounding_keys);
   const bool skip = scalar_or(found_inf, 0.0) != 0.0;
   if (skip && restore_from.empty()) return;
   const double grad_factor = (maximize ? -1.0 : 1.0) / scalar_or(grad_scale, 1.0);
   const SgdHyperparameters hyperparameters{scalar_or(lr_tensor, lr), momentum, dampening, weight_decay,
                                            scalar_or(kappa_tensor, kappa)};
   const SgdMomentum kind = momentum_kind(momentum, nesterov);
+  const Rounding rounding = rounding_of(compensations, master_params, rounding_keys);
 
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -35,20 +39,17 @@ void fused_sgd_flat_cpu(const TensorList& params, const TensorList& grads, const
       if (step != nullptr && !skip) *step += 1.0f;
       const uint64_t key =
           rounding_keys.empty() ? 0 : mix64(static_cast<uint64_t>(rounding_keys[i]), static_cast<uint64_t>(*step));
-      T* theta = data_of<T>(params[i]);
-      const T* backup = data_or_null<T>(restore_from, i);
-      spans[i] = {theta,
-                  backup != nullptr ? backup : theta,
+      spans[i] = {stored_param<T>(params, restore_from, compensations, master_params, i),
                   data_of<T>(grads[i]),
                   data_or_null<opmath>(momentum_buffers, i),
                   data_or_null<uint8_t>(flat_masks, i),
                   params[i].numel(),
-                  !rounding_keys.empty(),
+                  rounding,
                   key};
     }
     parallel_over_list(params, [&](size_t i, int64_t begin, int64_t end) {
       if (skip)
-        std::copy(spans[i].theta_from + begin, spans[i].theta_from + end, spans[i].theta + begin);
+        std::copy(spans[i].param.theta_from + begin, spans[i].param.theta_from + end, spans[i].param.theta + begin);
       else
         fused_sgd_flat_range_cpu(spans[i], coefficients[i], kind, static_cast<opmath>(grad_factor), begin, end);
     });

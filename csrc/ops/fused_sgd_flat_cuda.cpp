@@ -5,33 +5,34 @@
 #include "ops/fused_sgd_flat.h"
 #include "ops/library.h"
 #include "ops/step_scalars_cuda.h"
+#include "ops/stored_param.h"
 
 namespace torch_ire {
 namespace {
 
 void fused_sgd_flat_cuda(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
                          const TensorList& state_steps, const TensorList& flat_masks, const TensorList& restore_from,
-                         double lr, double momentum, double dampening, double weight_decay, bool nesterov, double kappa,
-                         bool maximize, const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
+                         const TensorList& compensations, const TensorList& master_params, double lr, double momentum,
+                         double dampening, double weight_decay, bool nesterov, double kappa, bool maximize,
+                         const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                          const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
                          const std::vector<int64_t>& rounding_keys) {
-  check_fused_sgd_flat(params, grads, momentum_buffers, state_steps, flat_masks, restore_from, momentum, dampening,
-                       nesterov, grad_scale, found_inf, lr_tensor, kappa_tensor, rounding_keys);
+  check_fused_sgd_flat(params, grads, momentum_buffers, state_steps, flat_masks, restore_from, compensations,
+                       master_params, momentum, dampening, nesterov, grad_scale, found_inf, lr_tensor, kappa_tensor,
+                       rounding_keys);
   const CudaContext context(params[0]);
   const SgdFlatCudaParams scalars{step_scalars(lr, lr_tensor, kappa, kappa_tensor, grad_scale, found_inf, maximize),
-                                  momentum, dampening, weight_decay, !rounding_keys.empty()};
+                                  momentum, dampening, weight_decay,
+                                  rounding_of(compensations, master_params, rounding_keys)};
 
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     std::vector<SgdFlatCudaSpan<T>> spans(params.size());
     std::vector<float*> steps;
     for (size_t i = 0; i < params.size(); ++i) {
-      T* theta = data_of<T>(params[i]);
-      const T* backup = data_or_null<T>(restore_from, i);
       float* step = data_or_null<float>(state_steps, i);
       if (step != nullptr) steps.push_back(step);
-      spans[i] = {theta,
-                  backup != nullptr ? backup : theta,
+      spans[i] = {stored_param<T>(params, restore_from, compensations, master_params, i),
                   data_of<T>(grads[i]),
                   data_or_null<opmath_t<T>>(momentum_buffers, i),
                   data_or_null<uint8_t>(flat_masks, i),

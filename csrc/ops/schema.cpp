@@ -3,22 +3,24 @@
 
 TORCH_IRE_LIBRARY(m) {
   // Steps. theta <- theta + (1 + kappa n) Delta, Delta the displacement of the base optimizer. An empty `flat_masks`
-  // means n = 0, an empty `restore_from` that the step starts at the parameters themselves, an empty `rounding_keys`
-  // rounding to nearest. `lr_tensor` and `kappa_tensor` override the floats. state_steps are advanced by one, unless
-  // `found_inf` is non-zero: then nothing changes but what `restore_from` restores.
+  // means n = 0, an empty `restore_from` that the step starts at the parameters themselves, `compensations`,
+  // `master_params` and `rounding_keys` that are all empty rounding to nearest. `lr_tensor` and `kappa_tensor` override
+  // the floats. state_steps are advanced by one, unless `found_inf` is non-zero: then nothing changes but what
+  // `restore_from` restores.
   m.def(
       "fused_adamw_flat_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!)[] state_steps, Tensor[] flat_masks, Tensor[] restore_from, *, float lr, float beta1, float beta2, "
-      "float eps, float weight_decay, float kappa, bool amplify_weight_decay=True, bool maximize=False, "
-      "Tensor? grad_scale=None, Tensor? found_inf=None, Tensor? lr_tensor=None, Tensor? kappa_tensor=None, "
-      "int[] rounding_keys=[]) -> ()");
+      "Tensor(d!)[] state_steps, Tensor[] flat_masks, Tensor[] restore_from, Tensor(e!)[] compensations, "
+      "Tensor(f!)[] master_params, *, float lr, float beta1, float beta2, float eps, float weight_decay, float kappa, "
+      "bool amplify_weight_decay=True, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None, "
+      "Tensor? lr_tensor=None, Tensor? kappa_tensor=None, int[] rounding_keys=[]) -> ()");
   // momentum_buffers are empty where momentum = 0; state_steps may be empty unless dampening or rounding_keys need the
   // count.
   m.def(
       "fused_sgd_flat_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] state_steps, "
-      "Tensor[] flat_masks, Tensor[] restore_from, *, float lr, float momentum, float dampening, float weight_decay, "
-      "bool nesterov, float kappa, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None, "
-      "Tensor? lr_tensor=None, Tensor? kappa_tensor=None, int[] rounding_keys=[]) -> ()");
+      "Tensor[] flat_masks, Tensor[] restore_from, Tensor(d!)[] compensations, Tensor(e!)[] master_params, *, "
+      "float lr, float momentum, float dampening, float weight_decay, bool nesterov, float kappa, "
+      "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor? lr_tensor=None, Tensor? "
+      "kappa_tensor=None, int[] rounding_keys=[]) -> ()");
   // theta += kappa n (theta - (1 - decay) previous): IRE after a step that some other optimizer took from `previous`.
   m.def(
       "displacement_flat_(Tensor(a!)[] params, Tensor[] previous, Tensor[] flat_masks, *, float kappa, float decay=0., "

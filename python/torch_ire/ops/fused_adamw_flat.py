@@ -18,6 +18,8 @@ def fused_adamw_flat_(
     state_steps: Sequence[Tensor],
     flat_masks: Sequence[Tensor] = (),
     restore_from: Sequence[Tensor] = (),
+    compensations: Sequence[Tensor] = (),
+    master_params: Sequence[Tensor] = (),
     *,
     lr: float,
     beta1: float,
@@ -53,6 +55,11 @@ def fused_adamw_flat_(
             memory order. Empty: nothing is flat.
         restore_from: Where the step starts instead of at the parameters (the backup of a SAM step). Empty: at the
             parameters.
+        compensations: What rounding has taken from bfloat16 or float16 parameters, in their dtype, zero before the
+            first step: the step starts at the float32 sum and leaves its rest here. Updated in place. Empty: rounding
+            is final.
+        master_params: float32 copies of bfloat16 or float16 parameters, from which the step starts and to which it
+            goes; the parameters become their rounding. Updated in place. Empty: there are none.
         lr: Learning rate.
         beta1: Decay rate of the first moment.
         beta2: Decay rate of the second moment.
@@ -68,11 +75,15 @@ def fused_adamw_flat_(
         rounding_keys: One integer a tensor: results are rounded to bfloat16 stochastically with random numbers that
             depend on key, step and element alone. Empty: to nearest.
 
+    A parameter that is no longer the rounding of its sum or of its copy has been written by somebody else since the
+    last step: the step starts at the parameter then, coordinate by coordinate.
+
     Raises:
         RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
             changed then.
 
-    Cost: 28 + 1/8 bytes a float32 coordinate, 4 more with ``restore_from``; no workspace.
+    Cost: 28 + 1/8 bytes a float32 coordinate, 4 more with ``restore_from``; 22 + 1/8 a bfloat16 or float16 one, 4 more
+    with ``compensations``, 8 with ``master_params``; no workspace.
     Determinism: elementwise, the same bits run to run and for any number of threads.
 
     Example:
@@ -97,12 +108,13 @@ def fused_adamw_flat_(
         return
     call(
         "fused_adamw_flat_", params[0].device,
-        params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from,
+        params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from, compensations,
+        master_params,
         lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, kappa=kappa,
         amplify_weight_decay=amplify_weight_decay, maximize=maximize, grad_scale=grad_scale, found_inf=found_inf,
         lr_tensor=lr_tensor, kappa_tensor=kappa_tensor, rounding_keys=rounding_keys,
     )  # fmt: skip
-    mark_mutated(params, exp_avgs, exp_avg_sqs, state_steps)
+    mark_mutated(params, exp_avgs, exp_avg_sqs, state_steps, compensations, master_params)
 
 
 @register_fake("fused_adamw_flat_")

@@ -27,7 +27,7 @@ def mark_mutated(*lists: Sequence[Tensor]) -> None:
     A compiler sees the mutation in the schema.
     """
     if not torch.compiler.is_compiling():
-        for tensors in lists:
+        for tensors in filter(None, lists):
             torch.autograd.graph.increment_version(tensors)
 
 

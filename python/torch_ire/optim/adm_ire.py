@@ -42,7 +42,9 @@ class AdmIRE(IREOptimizer):
         kappa_follows_lr: kappa_eff = kappa lr / (largest lr seen).
         amplify_weight_decay: ``False`` leaves the weight decay at its base rate.
         ranking: One ranking over all parameters ("global"), over the group, or within each parameter.
-        rounding: "stochastic" rounds bfloat16 parameters so that small steps are not lost on average.
+        rounding: What becomes of the bits that a bfloat16 or float16 parameter cannot hold: "nearest" drops them, which
+            loses small steps; "stochastic" (bfloat16) keeps them on average; "kahan" keeps them in a second tensor of
+            the parameter's dtype, "master" in a float32 copy. float32 and float64 parameters need none of it.
         seed: Of random masks, random signs and stochastic rounding; the same on every replica.
         maximize: Ascend instead of descend.
         capturable: The step may be captured in a CUDA graph after one step outside it, and compiled by

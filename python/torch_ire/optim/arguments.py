@@ -15,13 +15,13 @@ from torch_ire.optim.device_schedule import capturing, gated, on_device, place_s
 
 CurvatureName = Literal["fisher", "second_moment", "hutchinson", "random"]
 Ranking = Literal["global", "group", "parameter"]
-Rounding = Literal["nearest", "stochastic"]
+Rounding = Literal["nearest", "stochastic", "kahan", "master"]
 Implementation = Literal["native", "reference"]
 
 CHOICES: dict[str, Sequence[Any]] = {
     "curvature": ("fisher", "second_moment", "hutchinson", "random"),
     "ranking": ("global", "group", "parameter"),
-    "rounding": ("nearest", "stochastic"),
+    "rounding": ("nearest", "stochastic", "kahan", "master"),
     "implementation": (None, "native", "reference"),
 }
 

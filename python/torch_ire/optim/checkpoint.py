@@ -135,7 +135,8 @@ def _declared(key: str, value: Any, param: Tensor) -> Tensor:
         flags = torch.empty_like(part, dtype=torch.bool)
         return pack(flags.copy_(here))
     # the parameter's layout, so that the elements of state and parameter meet in memory
-    out = torch.empty_like(part, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format)
+    dtype = param.dtype if key == "compensation" else opmath_dtype(param.dtype)
+    out = torch.empty_like(part, dtype=dtype, memory_format=torch.preserve_format)
     return wrapped_like(out.copy_(here), param)
 
 

@@ -47,12 +47,13 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
+from torch_ire.optim.rounding import KEPT_KEYS, rounding_keys
 from torch_ire.optim.sharding import check_placements, local_part
 from torch_ire.optim.summary import Direction, present_direction, summarize
-from torch_ire.optim.update_rules import UpdateRule, check_base_arguments, rounding_keys
+from torch_ire.optim.update_rules import UpdateRule, check_base_arguments
 
 # State tensors with a dtype of their own, whatever the parameter's.
-_DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates")
+_DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates", *KEPT_KEYS)
 
 
 def functions_of(group: Mapping[str, Any]) -> ModuleType:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.optim.batches import Batch
-from torch_ire.optim.sharding import first_coordinate, is_whole, local_part, wrapped_like
+from torch_ire.optim.rounding import kept_keys, kept_lists, prepare_kept
+from torch_ire.optim.sharding import local_part, wrapped_like
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -40,7 +40,7 @@ class UpdateRule:
     # arguments beyond lr, weight_decay and maximize
     defaults: Mapping[str, Any]
     check: Callable[[Mapping[str, Any]], None]
-    # state tensors in the parameter's shape and opmath dtype; `step` and `flat_mask` come on top
+    # state tensors in the parameter's shape and opmath dtype; `step`, `flat_mask` and what rounding keeps come on top
     moment_keys: tuple[str, ...]
     # the state that a step of this group needs
     state_keys: Callable[[Mapping[str, Any]], tuple[str, ...]]
@@ -70,11 +70,12 @@ def _check_adamw(group: Mapping[str, Any]) -> None:
         raise ValueError("amsgrad is not supported: its running maximum has no counterpart in IRE")
 
 
-def _prepare_adamw(_: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+def _prepare_adamw(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
     if "exp_avg" not in state:
         state["step"] = new_step(param)
         state["exp_avg"] = zeros_for(param)
         state["exp_avg_sq"] = zeros_for(param)
+    prepare_kept(group, param, state)
 
 
 def _step_adamw(functions: ModuleType, batch: Batch, flat_masks: list[Tensor], scalars: Mapping[str, Any]) -> None:
@@ -88,6 +89,7 @@ def _step_adamw(functions: ModuleType, batch: Batch, flat_masks: list[Tensor], s
         [state["step"] for state in batch.states],
         flat_masks,
         batch.restore_from,
+        *kept_lists(batch),
         beta1=float(beta1),
         beta2=float(beta2),
         eps=group["eps"],
@@ -103,7 +105,7 @@ ADAMW = UpdateRule(
     defaults={"betas": (0.9, 0.999), "eps": 1e-8},
     check=_check_adamw,
     moment_keys=("exp_avg", "exp_avg_sq"),
-    state_keys=lambda _: ("step", "exp_avg", "exp_avg_sq"),
+    state_keys=lambda group: ("step", "exp_avg", "exp_avg_sq", *kept_keys(group)),
     prepare=_prepare_adamw,
     step=_step_adamw,
 )
@@ -135,6 +137,7 @@ def _prepare_sgd(group: Mapping[str, Any], param: Tensor, state: dict[str, Any])
             state["step"] += 1
     if group["momentum"] != 0 and "momentum_buffer" not in state:
         state["momentum_buffer"] = zeros_for(param)
+    prepare_kept(group, param, state)
 
 
 def _step_sgd(functions: ModuleType, batch: Batch, flat_masks: list[Tensor], scalars: Mapping[str, Any]) -> None:
@@ -146,6 +149,7 @@ def _step_sgd(functions: ModuleType, batch: Batch, flat_masks: list[Tensor], sca
         [state["step"] for state in batch.states] if _counts_steps(group) else [],
         flat_masks,
         batch.restore_from,
+        *kept_lists(batch),
         momentum=group["momentum"],
         dampening=group["dampening"],
         weight_decay=group["weight_decay"],
@@ -160,23 +164,11 @@ SGD = UpdateRule(
     defaults={"momentum": 0.0, "dampening": 0.0, "nesterov": False},
     check=_check_sgd,
     moment_keys=("momentum_buffer",),
-    state_keys=lambda group: ("step",) * _counts_steps(group) + ("momentum_buffer",) * (group["momentum"] != 0),
+    state_keys=lambda group: (
+        ("step",) * _counts_steps(group) + ("momentum_buffer",) * (group["momentum"] != 0) + kept_keys(group)
+    ),
     prepare=_prepare_sgd,
     step=_step_sgd,
 )
 
 RULES = {rule.name: rule for rule in (ADAMW, SGD)}
-
-
-def rounding_keys(batch: Batch) -> list[int]:
-    """One key a parameter for stochastic rounding (of bfloat16 alone), none for rounding to nearest.
-
-    Shards of a parameter have keys of their own, the same on every rank that has the same shard.
-    """
-    if batch.group["rounding"] != "stochastic" or batch.params[0].dtype != torch.bfloat16:
-        return []
-    keys = [mix64(batch.group["seed"], index) for index in batch.indices]
-    return [
-        as_int64(key if is_whole(param) else mix64(key, first_coordinate(param)))
-        for key, param in zip(keys, batch.owners, strict=True)
-    ]

@@ -16,6 +16,7 @@ from torch_ire.packed_mask import memory_order, pack, unpack
 
 __all__ = [
     "flat_bits",
+    "load_param",
     "memory_order",
     "mix64",
     "opmath",
@@ -25,6 +26,7 @@ __all__ = [
     "scalar",
     "score_of",
     "step_key",
+    "store_param",
     "uniform_open",
     "unpack",
 ]
@@ -89,3 +91,36 @@ def round_stochastic(values: Tensor, key: int) -> Tensor:
     out = torch.empty_like(values, dtype=torch.bfloat16)
     memory_order(out).copy_(torch.where(flat.isfinite(), as_float, flat))
     return out
+
+
+def load_param(param: Tensor, i: int, compensations: Sequence[Tensor], master_params: Sequence[Tensor]) -> Tensor:
+    """theta, of which a parameter is the rounding: with its compensation, or its copy, where they belong to it."""
+    theta = opmath(param)
+    if compensations:
+        low = compensations[i].float()
+        return torch.where(_same_bits((theta + 0.75 * low).to(param.dtype), param), theta + low, theta)
+    if master_params:
+        return torch.where(_same_bits(master_params[i].to(param.dtype), param), master_params[i], theta)
+    return theta
+
+
+def store_param(
+    param: Tensor,
+    i: int,
+    theta: Tensor,
+    compensations: Sequence[Tensor],
+    master_params: Sequence[Tensor],
+    rounding_keys: Sequence[int],
+    step: int,
+) -> None:
+    """Rounds theta into the parameter, and keeps what the parameter does not hold where there is a place for it."""
+    param.copy_(round_stochastic(theta, step_key(rounding_keys[i], step)) if rounding_keys else theta)
+    if compensations:
+        rest = theta - param.float()
+        compensations[i].copy_(torch.where(rest.isfinite(), rest, 0.0))
+    if master_params:
+        master_params[i].copy_(theta)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> Tensor:
+    return a.view(torch.int16) == b.view(torch.int16)

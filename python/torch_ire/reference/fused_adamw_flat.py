@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from torch_ire.reference.arithmetic import flat_bits, opmath, round_stochastic, scalar, step_key
+from torch_ire.reference.arithmetic import flat_bits, load_param, opmath, scalar, store_param
 
 
 def fused_adamw_flat_(
@@ -17,6 +17,8 @@ def fused_adamw_flat_(
     state_steps: Sequence[Tensor],
     flat_masks: Sequence[Tensor] = (),
     restore_from: Sequence[Tensor] = (),
+    compensations: Sequence[Tensor] = (),
+    master_params: Sequence[Tensor] = (),
     *,
     lr: float,
     beta1: float,
@@ -43,7 +45,8 @@ def fused_adamw_flat_(
             continue
         state_steps[i].add_(1)
         t = float(state_steps[i])
-        theta, g = opmath(param), opmath(grads[i]) * grad_factor
+        theta = load_param(param, i, compensations, master_params)
+        g = opmath(grads[i]) * grad_factor
         m, v = exp_avgs[i], exp_avg_sqs[i]
         m.add_((g - m) * (1 - beta1))
         v.mul_(beta2).add_((1 - beta2) * g * g)
@@ -51,7 +54,7 @@ def fused_adamw_flat_(
         gain = 1 + kappa * flat_bits(flat_masks, i, param).to(theta.dtype)
         decay = lr * weight_decay * (gain if amplify_weight_decay else 1.0)
         theta = theta * (1 - decay) - gain * (lr / (1 - beta1**t)) * m / denominator
-        param.copy_(round_stochastic(theta, step_key(rounding_keys[i], int(t))) if rounding_keys else theta)
+        store_param(param, i, theta, compensations, master_params, rounding_keys, int(t))
 
 
 __all__ = ["fused_adamw_flat_"]

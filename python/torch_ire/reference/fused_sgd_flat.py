@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from torch_ire.reference.arithmetic import flat_bits, opmath, round_stochastic, scalar, step_key
+from torch_ire.reference.arithmetic import flat_bits, load_param, opmath, scalar, store_param
 
 
 def fused_sgd_flat_(
@@ -16,6 +16,8 @@ def fused_sgd_flat_(
     state_steps: Sequence[Tensor] = (),
     flat_masks: Sequence[Tensor] = (),
     restore_from: Sequence[Tensor] = (),
+    compensations: Sequence[Tensor] = (),
+    master_params: Sequence[Tensor] = (),
     *,
     lr: float,
     momentum: float,
@@ -40,7 +42,7 @@ def fused_sgd_flat_(
         if skip:
             continue
         first_step = bool(state_steps) and float(state_steps[i]) == 0
-        theta = opmath(param)
+        theta = load_param(param, i, compensations, master_params)
         direction = opmath(grads[i]) * grad_factor + weight_decay * theta
         if momentum:
             buffer = momentum_buffers[i]
@@ -50,9 +52,8 @@ def fused_sgd_flat_(
         theta = theta - lr * gain * direction
         if state_steps:
             state_steps[i].add_(1)
-        param.copy_(
-            round_stochastic(theta, step_key(rounding_keys[i], int(state_steps[i]))) if rounding_keys else theta
-        )
+        step = int(state_steps[i]) if state_steps else 0
+        store_param(param, i, theta, compensations, master_params, rounding_keys, step)
 
 
 __all__ = ["fused_sgd_flat_"]
