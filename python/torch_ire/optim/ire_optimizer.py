@@ -294,7 +294,7 @@ class IREOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             whole = None
             if self._whole_groups.get(id(group)) and backups is None:
-                whole = Batch.of_whole_group(group, first, self.state, self._state_keys(group))
+                whole = Batch.of_whole_group(group, first, self.state, self._state_keys(group, group["params"][0]))
             batches += [whole] if whole is not None else self._exact_batches(group, first, backups)
             first += len(group["params"])
         return batches
@@ -309,7 +309,7 @@ class IREOptimizer(torch.optim.Optimizer):
             if grad is None:
                 continue
             state = self.state[param]
-            check_captured_state(type(self).__name__, state, self._state_keys(group))
+            check_captured_state(type(self).__name__, state, self._state_keys(group, param))
             rule.prepare(group, param, state)
             ensure_mask(group, param, state)
             key = (local_part(param).device, param.dtype)
@@ -323,10 +323,10 @@ class IREOptimizer(torch.optim.Optimizer):
         self._whole_groups[id(group)] = native and len(exact) == 1 and exact[0].is_whole_group()
         return exact
 
-    def _state_keys(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """The state that a step of the group needs before it starts."""
+    def _state_keys(self, group: Mapping[str, Any], param: Tensor) -> tuple[str, ...]:
+        """The state that a step of the group needs of a parameter before it starts."""
         mask = ("flat_mask",) * (on_device(group) and isinstance(group["curvature"], str))
-        return (*self._rule(group).state_keys(group), *mask)
+        return (*self._rule(group).state_keys(group, param.dtype), *mask)
 
     @property
     def _whole_groups(self) -> dict[int, bool]:

@@ -20,30 +20,25 @@ _KEPT = {"kahan": "compensation", "master": "master_param"}
 KEPT_KEYS = tuple(_KEPT.values())
 
 
-def kept_key(group: Mapping[str, Any], dtype: torch.dtype) -> str | None:
-    """The state tensor that a group keeps beside parameters of a dtype, or ``None``."""
-    return _KEPT.get(group["rounding"]) if dtype in (torch.bfloat16, torch.float16) else None
-
-
-def kept_keys(group: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same for a group whose parameters have one dtype."""
-    key = kept_key(group, group["params"][0].dtype) if group["params"] else None
-    return () if key is None else (key,)
+def kept_keys(group: Mapping[str, Any], dtype: torch.dtype) -> tuple[str, ...]:
+    """The state tensor that a group keeps beside parameters of a dtype, if any."""
+    key = _KEPT.get(group["rounding"])
+    return (key,) if key is not None and dtype in (torch.bfloat16, torch.float16) else ()
 
 
 def prepare_kept(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
     """Makes the tensor that a parameter lacks: nothing has been rounded away, the copy is the parameter."""
-    key = kept_key(group, param.dtype)
-    if key == "master_param" and key not in state:
-        state[key] = param.detach().to(torch.float32, memory_format=torch.preserve_format)
-    elif key == "compensation" and (key not in state or state[key].dtype != param.dtype):
-        state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    for key in kept_keys(group, param.dtype):
+        if key == "master_param" and key not in state:
+            state[key] = param.detach().to(torch.float32, memory_format=torch.preserve_format)
+        elif key == "compensation" and (key not in state or state[key].dtype != param.dtype):
+            state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
 
 
 def kept_lists(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
     """``compensations`` and ``master_params`` of a step; one of them is empty, or both are."""
-    key = kept_key(batch.group, batch.params[0].dtype)
-    compensations, masters = (batch.moments(name) if name == key else [] for name in KEPT_KEYS)
+    kept = kept_keys(batch.group, batch.params[0].dtype)
+    compensations, masters = (batch.moments(key) if key in kept else [] for key in KEPT_KEYS)
     return compensations, masters
 
 

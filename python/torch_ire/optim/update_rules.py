@@ -42,8 +42,8 @@ class UpdateRule:
     check: Callable[[Mapping[str, Any]], None]
     # state tensors in the parameter's shape and opmath dtype; `step`, `flat_mask` and what rounding keeps come on top
     moment_keys: tuple[str, ...]
-    # the state that a step of this group needs
-    state_keys: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    # the state that a step of this group needs of parameters of a dtype
+    state_keys: Callable[[Mapping[str, Any], torch.dtype], tuple[str, ...]]
     # brings the state of a parameter up to what a step of this group needs
     prepare: Callable[[Mapping[str, Any], Tensor, dict[str, Any]], None]
     step: Callable[[ModuleType, Batch, list[Tensor], Mapping[str, Any]], None]
@@ -105,7 +105,7 @@ ADAMW = UpdateRule(
     defaults={"betas": (0.9, 0.999), "eps": 1e-8},
     check=_check_adamw,
     moment_keys=("exp_avg", "exp_avg_sq"),
-    state_keys=lambda group: ("step", "exp_avg", "exp_avg_sq", *kept_keys(group)),
+    state_keys=lambda group, dtype: ("step", "exp_avg", "exp_avg_sq", *kept_keys(group, dtype)),
     prepare=_prepare_adamw,
     step=_step_adamw,
 )
@@ -164,8 +164,8 @@ SGD = UpdateRule(
     defaults={"momentum": 0.0, "dampening": 0.0, "nesterov": False},
     check=_check_sgd,
     moment_keys=("momentum_buffer",),
-    state_keys=lambda group: (
-        ("step",) * _counts_steps(group) + ("momentum_buffer",) * (group["momentum"] != 0) + kept_keys(group)
+    state_keys=lambda group, dtype: (
+        ("step",) * _counts_steps(group) + ("momentum_buffer",) * (group["momentum"] != 0) + kept_keys(group, dtype)
     ),
     prepare=_prepare_sgd,
     step=_step_sgd,
