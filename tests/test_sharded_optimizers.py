@@ -244,3 +244,16 @@ def resharded(state_dict: dict[str, Any], way: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("case", ["AdmIRE", "SGDIRE", "SAMIRE-adamw"])
 def test_state_dicts(ranks, case):
     ranks(2).run(loads_what_it_saved, case)
+
+
+def keeps_what_rounding_takes(device: torch.device, rounding: str, key: str) -> None:
+    twins = Twins(device, ["rows", "plain", "last", "whole"], torch.bfloat16)
+    pair = make(twins, "AdmIRE", "fisher", rounding=rounding)
+    train(twins, pair, 4)
+    assert_same(twins, *pair)
+    assert all(key in pair[0].state[param] for param in twins.parts)
+
+
+@pytest.mark.parametrize(("rounding", "key"), [("kahan", "compensation"), ("master", "master_param")])
+def test_low_precision(ranks, rounding, key):
+    ranks(2).run(keeps_what_rounding_takes, rounding, key)

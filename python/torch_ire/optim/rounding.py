@@ -28,11 +28,13 @@ def kept_keys(group: Mapping[str, Any], dtype: torch.dtype) -> tuple[str, ...]:
 
 def prepare_kept(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
     """Makes the tensor that a parameter lacks: nothing has been rounded away, the copy is the parameter."""
+    part = local_part(param)
     for key in kept_keys(group, param.dtype):
         if key == "master_param" and key not in state:
-            state[key] = param.detach().to(torch.float32, memory_format=torch.preserve_format)
+            copy = part.detach().to(torch.float32, memory_format=torch.preserve_format)
+            state[key] = wrapped_like(copy, param)
         elif key == "compensation" and (key not in state or state[key].dtype != param.dtype):
-            state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state[key] = wrapped_like(torch.zeros_like(part, memory_format=torch.preserve_format), param)
 
 
 def kept_lists(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
