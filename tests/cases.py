@@ -100,6 +100,7 @@ def _displacement_projected_(s: Sample) -> Call:
 
 def _lanczos_step_(s: Sample) -> Call:
     basis = torch.linalg.qr(s.normal((9, 40), s.opmath).T).Q.T.contiguous()
+    basis = basis.bfloat16() if s.dtype == torch.bfloat16 else basis
     return (basis, s.normal((40,), s.opmath)), {"count": 6}
 
 

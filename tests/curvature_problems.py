@@ -75,7 +75,7 @@ class Digits:
         gradients = torch.autograd.grad(self.loss(), params, create_graph=True)
         gradient = torch.cat([g.reshape(-1) for g in gradients])
         rows = []
-        for coordinate in torch.eye(len(gradient), dtype=gradient.dtype):
-            row = torch.autograd.grad(gradient, params, coordinate, retain_graph=True)
-            rows.append(torch.cat([block.reshape(-1) for block in row]))
-        return torch.linalg.eigvalsh(torch.stack(rows)).flip(0)
+        for coordinates in torch.eye(len(gradient), dtype=gradient.dtype).split(241):
+            blocks = torch.autograd.grad(gradient, params, coordinates, retain_graph=True, is_grads_batched=True)
+            rows.append(torch.cat([block.reshape(len(coordinates), -1) for block in blocks], dim=1))
+        return torch.linalg.eigvalsh(torch.cat(rows)).flip(0)

@@ -282,3 +282,22 @@ def test_norm_of_nothing_and_of_what_does_not_fit_float32(device: str) -> None:
     for values, expected in ((torch.zeros(0), 0.0), (torch.full((4,), 1e30), 2e30), (torch.full((4,), 1e-30), 2e-30)):
         actual, _ = run_on(device, "global_norm", (([values], []), {}))
         assert_within_ulps(actual.cpu(), torch.tensor(expected), 1)
+
+
+@pytest.mark.parametrize("device", ["emulated"])
+@pytest.mark.parametrize("threads", [32, 96, 256])
+@pytest.mark.parametrize(("size", "rows"), [(77, 6), (4100, 9), (130, 800)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_lanczos_step(dtype: torch.dtype, size: int, rows: int, threads: int, device: str) -> None:
+    """Sums through shared memory, and rows of odd length, under several schedules; 800 rows take the other path."""
+    x = Lists((rows * size, size), opmath_dtype(dtype))
+    matrix, product = x.normal()
+    basis = (matrix.reshape(rows, size) / size**0.5 / rows).to(dtype)
+    _, expected = run_on("cpu", "lanczos_step_", ((basis, product), {"count": rows - 1}))
+    for seed in (1, 2):
+        emulated_cuda.configure(seed, threads)
+        _, actual = run_on(device, "lanczos_step_", ((basis, product), {"count": rows - 1}))
+        torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            actual[0].double(), expected[0].double(), rtol=2.0**-7 * (dtype == torch.bfloat16), atol=2e-6
+        )

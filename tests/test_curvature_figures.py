@@ -86,3 +86,13 @@ def test_float32_reaches_the_same_accuracy(before_and_after):
     assert top.converged
     assert top.num_matvecs <= 26
     assert relative_errors(top.ritz_values, values).max() <= 1e-5
+
+
+def test_a_bfloat16_basis_reaches_1e_4_in_24_products(before_and_after):
+    early, values, _, _ = before_and_after
+    single = Digits(copy.deepcopy(early.model).float(), early.images.float(), early.labels)
+    top = lanczos(single.hessian(), 10, tol=1e-4, storage=torch.bfloat16)
+    assert top.converged
+    assert top.num_matvecs <= 24
+    assert relative_errors(top.ritz_values, values).max() <= 1e-4
+    assert top.residual_norms.max() >= 1e-4 * values[0]  # what rounding leaves, a thousand times that of float32

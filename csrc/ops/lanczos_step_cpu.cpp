@@ -10,42 +10,42 @@
 namespace torch_ire {
 namespace {
 
-template <class T>
+template <class T, class B>
 void step(const Tensor& basis, const Tensor& product, int64_t count, double* result) {
-  const int64_t size = product.numel();
   T* w = data_of<T>(product);
-  T* data = data_of<T>(basis);
-  const BasisSpan<const T> v{data, size, count};
+  const BasisSpan<const B> v{data_of<B>(basis), row_stride(basis), count};
   const TensorList list{product};
   const size_t m = static_cast<size_t>(count);
 
   const auto first = sum_over_chunks(list, count, [&](size_t, int64_t begin, int64_t end, double* out) {
-    lanczos_step_overlaps_range_cpu<T>(w, v, begin, end, out);
+    lanczos_step_overlaps_range_cpu<T, B>(w, v, begin, end, out);
   });
   const std::vector<T> c1(first.begin(), first.end());
   const auto second = sum_over_chunks(list, count, [&](size_t, int64_t begin, int64_t end, double* out) {
-    lanczos_step_subtract_range_cpu<T>(w, v, c1.data(), begin, end, out);
+    lanczos_step_subtract_range_cpu<T, B>(w, v, c1.data(), begin, end, out);
   });
   const std::vector<T> c2(second.begin(), second.end());
   const auto squares = sum_over_chunks(list, 1, [&](size_t, int64_t begin, int64_t end, double* out) {
-    *out = lanczos_step_finish_range_cpu<T>(w, v, c2.data(), begin, end);
+    *out = lanczos_step_finish_range_cpu<T, B>(w, v, c2.data(), begin, end);
   });
   const double norm = std::sqrt(squares[0]);
   for (size_t r = 0; r < m; ++r) result[r] = first[r] + second[r];
   result[m] = norm;
   if (count == basis.size(0)) return;
+  B* const next_row = data_of<B>(basis) + count * row_stride(basis);
   parallel_over_list(list, [&](size_t, int64_t begin, int64_t end) {
-    lanczos_step_scale_range_cpu<T>(w, data + count * size, static_cast<T>(1.0 / norm), begin, end);
+    lanczos_step_scale_range_cpu<T, B>(w, next_row, static_cast<T>(1.0 / norm), begin, end);
   });
 }
 
 Tensor lanczos_step_cpu(const Tensor& basis, const Tensor& product, int64_t count) {
   check_lanczos_step(basis, product, count);
   Tensor result = torch::stable::new_empty(basis, {count + 1}, ScalarType::Double);
-  if (basis.scalar_type() == ScalarType::Double)
-    step<double>(basis, product, count, data_of<double>(result));
-  else
-    step<float>(basis, product, count, data_of<double>(result));
+  dispatch_lanczos(basis.scalar_type(), [&](auto tag, auto basis_tag) {
+    using T = typename decltype(tag)::type;
+    using B = typename decltype(basis_tag)::type;
+    step<T, B>(basis, product, count, data_of<double>(result));
+  });
   return result;
 }
 

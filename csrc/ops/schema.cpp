@@ -58,7 +58,7 @@ TORCH_IRE_LIBRARY(m) {
       "displacement_projected_(Tensor(a!)[] params, Tensor[] previous, Tensor[] bases, *, float kappa, float decay=0., "
       "Tensor? gram_inverse=None) -> ()");
   // Orthogonalises `product` against the first `count` rows of `basis` twice and writes it, normalised, to the next
-  // row, if there is one; returns the `count` coefficients and the norm.
+  // row, if there is one; returns the `count` coefficients and the norm. A bfloat16 basis goes along a float32 product.
   m.def("lanczos_step_(Tensor(a!) basis, Tensor(b!) product, *, int count) -> Tensor");
 
   // One label a row from softmax(logits), and the row's logsumexp from the same read.

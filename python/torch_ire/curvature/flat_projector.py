@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from torch_ire import ops, reference
+from torch_ire.curvature.basis_rows import orthonormalized
 from torch_ire.curvature.closure_operator import ClosureOperator
 from torch_ire.curvature.eigenpairs import Eigenpairs
-from torch_ire.curvature.krylov import orthonormalized
 from torch_ire.curvature.lanczos import lanczos
 from torch_ire.curvature.operator import Operator, as_operator
 from torch_ire.curvature.rayleigh_ritz import rayleigh_ritz

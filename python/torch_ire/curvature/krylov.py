@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from torch_ire.curvature.basis_rows import BasisRows, RoundedRows
 from torch_ire.curvature.operator import Operator
 from torch_ire.curvature.probes import ProbeSource
-from torch_ire.ops import lanczos_step_
 
-__all__ = ["KrylovSpace", "orthonormalized"]
+__all__ = ["KrylovSpace"]
 
 #: A new direction shorter than this many roundings of ||H|| is noise: the space is invariant.
 _BREAKDOWN_ROUNDINGS = 32.0
-#: Columns turned at a time when the basis is rotated in place; bounds the extra memory, still long enough for BLAS.
-_ROTATED_COLUMNS = 65536
 
 
 class KrylovSpace:
     """Orthonormal rows V with T = V H V^T and the relation H V^T = V^T T + v_next coupling^T.
 
     After a plain step `coupling` has one non-zero, the norm of the residual; after a thick restart it is full. What a
-    lock drops from that relation is kept as one residual norm a row, in `dropped`.
+    lock drops from that relation is kept as one residual norm a row, in `dropped`, and what rounding takes from stored
+    rows in `rounded`; the latter errors are random, so they add up in quadrature.
 
     Args:
         operator: H.
         capacity: rows that may be expanded, at most p.
         start: (p,), the first direction, of any length but zero.
         probes: where random directions come from when the space turns out invariant.
+        storage: dtype of the rows in memory: the operator's, or bfloat16 along float32.
     """
 
-    def __init__(self, operator: Operator, capacity: int, start: Tensor, probes: ProbeSource) -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        capacity: int,
+        start: Tensor,
+        probes: ProbeSource,
+        storage: torch.dtype | None = None,
+    ) -> None:
         self.operator = operator
         self.capacity = min(capacity, operator.size)
         self._probes = probes
-        self._rows = torch.empty(self.capacity + 1, operator.size, dtype=operator.dtype, device=operator.device)
+        unit = start / torch.linalg.vector_norm(start)
+        exact = storage is None or storage == operator.dtype
+        self._rows = (
+            BasisRows(self.capacity + 1, unit, operator.dtype) if exact else RoundedRows(self.capacity + 1, unit)
+        )
         self._product = torch.empty_like(start)
-        self._rows[0] = start / torch.linalg.vector_norm(start)
-        self._matrix = torch.zeros(self.capacity + 1, self.capacity + 1, dtype=torch.float64)
-        self.size = 0
+        self.matrix = torch.zeros(0, 0, dtype=torch.float64)  # T
         self.coupling = torch.zeros(0, dtype=torch.float64)
         self.dropped = torch.zeros(0, dtype=torch.float64)
+        self.rounded = torch.zeros(0, dtype=torch.float64)
         self.scale = 0.0
 
     @property
-    def matrix(self) -> Tensor:
-        """T, (size, size)."""
-        return self._matrix[: self.size, : self.size]
+    def size(self) -> int:
+        """Rows whose products are known."""
+        return len(self.matrix)
 
     @property
     def full(self) -> bool:
@@ -67,17 +79,16 @@ class KrylovSpace:
         """
         count = self.size + 1
         # A copy, for the product may be the operator's own memory; into the same place, for fresh pages cost more.
-        self._product.copy_(self.operator.matvec(self._rows[self.size]))
-        step = lanczos_step_(self._rows, self._product, count=count).cpu()
-        column, norm = step[:-1], float(step[-1])
-        if not bool(torch.isfinite(step).all()):
+        self._product.copy_(self.operator.matvec(self._rows.direction(self.size)))
+        column, norm = self._rows.step(self._product, count)
+        if not (bool(torch.isfinite(column).all()) and math.isfinite(norm)):
             raise FloatingPointError(f"matvec {self.operator.num_matvecs}: the operator returned nan or inf")
         self.scale = max(self.scale, float(column.abs().max()), norm)
         self._check_symmetry(column[:-1])
-        self._matrix[: self.size, self.size] = self._matrix[self.size, : self.size] = column[:-1]
-        self._matrix[self.size, self.size] = column[-1]
-        self.size = count
+        self.matrix = self._rows.extended(self.matrix, column)
         self.dropped = torch.cat([self.dropped, torch.zeros(1, dtype=torch.float64)])
+        lost = norm * self._rows.rounding(count)
+        self.rounded = torch.cat([self.rounded, torch.tensor([lost], dtype=torch.float64)])
         self.coupling = torch.zeros(count, dtype=torch.float64)
         if norm > _BREAKDOWN_ROUNDINGS * torch.finfo(self.operator.dtype).eps * self.scale:
             self.coupling[-1] = norm
@@ -88,7 +99,7 @@ class KrylovSpace:
         """For a symmetric H the new column is known but for its last entry; measuring it again costs nothing."""
         if not len(measured):
             return
-        slack = self.operator.symmetry_tolerance * self.scale + 2.0 * self.dropped
+        slack = (self.operator.symmetry_tolerance + self._rows.symmetry_slack) * self.scale + 2.0 * self.dropped
         excess = (measured - self.coupling).abs() - slack
         if bool((excess > 0).any()):
             row = int(excess.argmax())
@@ -99,23 +110,21 @@ class KrylovSpace:
 
     def residual_norms(self, coefficients: Tensor) -> Tensor:
         """||H x - theta x|| of Ritz vectors with these coefficient columns, (size, n); upper bounds after a lock."""
-        return (self.coupling @ coefficients).abs() + self._dropped_by(coefficients)
+        rounded = coefficients.square().T @ self.rounded.square()
+        return ((self.coupling @ coefficients).square() + rounded).sqrt() + self._dropped_by(coefficients)
 
     def _dropped_by(self, coefficients: Tensor) -> Tensor:
         return coefficients.abs().T @ self.dropped
 
     def vectors(self, coefficients: Tensor) -> Tensor:
         """Those vectors as rows, (n, p)."""
-        turn = coefficients.T.to(self._rows)
-        return turn @ self._rows[: self.size]
+        return self._rows.combinations(coefficients)
 
     def restart(self, coefficients: Tensor) -> None:
         """Shrink the basis to these combinations, (size, n), keeping the newest direction: a thick restart."""
-        newest = self._rows[self.size].clone()
         coupling = self.coupling @ coefficients
         self._rotate(coefficients)
         self.coupling = coupling
-        self._rows[self.size] = newest
 
     def lock(self, coefficients: Tensor) -> None:
         """Shrink the basis to these combinations, count them as invariant and go on in a random direction."""
@@ -127,37 +136,11 @@ class KrylovSpace:
             self._set_random_direction()
 
     def _rotate(self, coefficients: Tensor) -> None:
-        kept = coefficients.shape[1]
-        turn = coefficients.T.to(self._rows)
-        for begin in range(0, self.operator.size, _ROTATED_COLUMNS):
-            columns = slice(begin, begin + _ROTATED_COLUMNS)
-            self._rows[:kept, columns] = turn @ self._rows[: self.size, columns]
-        matrix = coefficients.T @ self.matrix @ coefficients
-        self.dropped = self._dropped_by(coefficients)
-        self.size = kept
-        self._matrix[:kept, :kept] = (matrix + matrix.T) / 2
+        dropped = self._dropped_by(coefficients)
+        rounded = coefficients.square().T @ self.rounded.square()
+        self.matrix = self._rows.rotate(coefficients, self.matrix, self.coupling)
+        lost = self.scale * torch.tensor([self._rows.rounding(r) for r in range(self.size)], dtype=torch.float64)
+        self.dropped, self.rounded = dropped, (rounded + lost.square()).sqrt()
 
     def _set_random_direction(self) -> None:
-        direction = self._probes.gaussian()
-        rows = self._rows[: self.size]
-        for _ in range(2):
-            direction /= torch.linalg.vector_norm(direction)
-            direction -= rows.T @ (rows @ direction)
-        self._rows[self.size] = direction / torch.linalg.vector_norm(direction)
-
-
-def orthonormalized(rows: Tensor) -> Tensor:
-    """An orthonormal basis of the row space of (m, p) rows of full rank, in float64 where it matters.
-
-    Two rounds of Cholesky on the Gram matrix: reads of the rows only, no (p, m) copy.
-    """
-    for _ in range(2):
-        gram = (rows @ rows.T).to(torch.float64)
-        factor, failure = torch.linalg.cholesky_ex(gram)
-        if int(failure):
-            orthogonal: Tensor = torch.linalg.qr(rows.T).Q
-            return orthogonal.T.contiguous()
-        identity = torch.eye(len(rows), dtype=torch.float64, device=rows.device)
-        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-        rows = inverse.to(rows.dtype) @ rows
-    return rows
+        self._rows.step(self._probes.gaussian(), self.size)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.curvature.basis_rows import orthonormalized
 from torch_ire.curvature.eigenpairs import Eigenpairs
-from torch_ire.curvature.krylov import orthonormalized
 from torch_ire.curvature.operator import Operator, as_operator
 from torch_ire.curvature.probes import ProbeSource
 from torch_ire.curvature.progress import progress_bar

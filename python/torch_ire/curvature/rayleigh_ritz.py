@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from torch_ire.curvature.basis_rows import orthonormalized
 from torch_ire.curvature.eigenpairs import Eigenpairs
-from torch_ire.curvature.krylov import orthonormalized
 from torch_ire.curvature.operator import Operator
 
 __all__ = ["rayleigh_ritz"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def lanczos_step_(basis: Tensor, product: Tensor, *, count: int) -> Tensor:
     """See :func:`torch_ire.ops.lanczos_step_`, which this mirrors."""
-    rows = basis[:count]
+    rows = basis[:count].to(product.dtype)
     total = torch.zeros(count, dtype=torch.float64, device=basis.device)
     for _ in range(2):
         overlaps = rows @ product
