@@ -22,10 +22,14 @@ class LabelGenerator:
 
     Labels depend on seed, count, rank of the process and row alone, so a run that is resumed from
     :meth:`state_dict` draws what it would have drawn, and torch's own generators are never touched. Under
-    ``torch.distributed`` the rank is mixed in at the draw: replicas draw different labels from equal states.
+    ``torch.distributed`` the rank is mixed in at the draw: replicas draw different labels from equal states, and one
+    state serves all ranks of a checkpoint and any number of them.
 
     Args:
         seed: 64 bits; ``None`` takes ``torch.initial_seed()`` at first use.
+        rank: What is mixed in; ``None``: the rank of the process. Ranks that compute the same logits together (tensor
+            parallel) have to draw the same labels: give them their data parallel rank, here or in the attribute of this
+            name.
 
     Example:
         >>> from torch_ire.sampled_loss import LabelGenerator
@@ -34,14 +38,17 @@ class LabelGenerator:
         {'seed': 7, 'offset': 0}
     """
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(self, seed: int | None = None, rank: int | None = None) -> None:
+        self.rank = rank
         self._seed = seed
         self._offset = 0
 
     def draw(self) -> tuple[int, int]:
         """The key of the next call, as ``seed`` and ``offset`` of :func:`torch_ire.ops.sample_labels`."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
+        rank = self.rank
+        if rank is None:
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            rank = torch.distributed.get_rank() if distributed else 0
         key = as_int64(mix64(self._resolved_seed(), rank)), self._offset
         self._offset += 1
         return key
@@ -116,6 +123,7 @@ def sampled_cross_entropy(
 
     Raises:
         ValueError: ``targets`` does not have the logits' shape without the classes.
+        TypeError: ``logits`` is a ``DTensor``.
         RuntimeError: ``logits`` has the wrong dtype or layout, or no class.
 
     Cost: one read of the logits forward, which allocates nothing of their size; backward allocates their gradient.
@@ -136,6 +144,11 @@ def sampled_cross_entropy(
         Martens, "New Insights and Perspectives on the Natural Gradient Method", arXiv:1412.1193, section 9: why labels
             of the data would estimate another matrix.
     """
+    if hasattr(logits, "full_tensor"):
+        raise TypeError(
+            "sampled_cross_entropy: logits is a DTensor; labels are drawn from whole rows: take plain logits, "
+            "of a layer with output_layouts=Replicate() or Shard(0), or logits.full_tensor()"
+        )
     if logits.dim() == 0:
         raise ValueError("sampled_cross_entropy: logits: expected at least one dimension, that of the classes, got ()")
     rows = logits.movedim(class_dim, -1)
