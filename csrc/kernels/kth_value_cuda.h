@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/kth_value.h"
+#include "kernels/selection_plan.h"
 
 namespace torch_ire {
 
@@ -20,17 +21,29 @@ struct KthValueSpan {
 template <class T, Score score>
 using kth_value_t = std::conditional_t<score == Score::square, float, T>;
 
-// Bytes that launch_kth_value needs as workspace for `total` elements: the sample (at most 64 Ki keys), what a pass
-// gathers (at most 2 Mi keys), counts.
+// How much of the list was read, first in the workspace when a selection has ended.
+struct SelectionRecord {
+  unsigned long long scouted;  // elements that were looked at beforehand
+  unsigned long long passes;   // over the whole list
+};
+
+// Bytes that launch_kth_value needs as workspace: counts, and the keys of the sample or those that a pass gathers, at
+// most 2 MiB of them.
 template <class T, Score score>
-int64_t kth_value_workspace(int64_t total);
+int64_t kth_value_workspace(const SelectionPlan& plan);
+
+// Of the list's size, for launch_kth_value and its workspace.
+template <class T, Score score>
+SelectionPlan plan_kth_value(int64_t total, const SelectionLimits& limits = {}) {
+  return plan_selection(total, sizeof(score_key_t<T, score>), limits);
+}
 
 // The k-th smallest score of the list into `result`. All decisions are made on the device: a fixed sequence of
-// launches, no synchronisation. Reads the list once where the keys that the sample leaves in question fit the
-// workspace, twice as a rule where they do not, and at most 4 times (7 for scores in float64) where the sample
-// misleads; passes that are not needed end at once.
+// launches, no synchronisation. Reads the list once, up to an eighth of it before; twice where heavy ties hold the
+// answer or the scouts of a long list mislead (csrc/kernels/selection_plan.h), and at most 4 times (7 in float64) where
+// the first sample does. Passes that are not needed end at once.
 template <class T, Score score>
-cudaError_t launch_kth_value(const std::vector<KthValueSpan<T>>& spans, int64_t k, void* workspace,
-                             kth_value_t<T, score>* result, cudaStream_t stream);
+cudaError_t launch_kth_value(const std::vector<KthValueSpan<T>>& spans, int64_t k, const SelectionPlan& plan,
+                             void* workspace, kth_value_t<T, score>* result, cudaStream_t stream);
 
 }  // namespace torch_ire

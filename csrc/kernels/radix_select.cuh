@@ -83,25 +83,40 @@ __device__ inline FoundBucket find_bucket(const Count* counts, int64_t rank) {
   return found;
 }
 
-// The rank-th smallest of `count` keys, for every thread of a block.
+// Narrows two ranges to one key each: the smallest keys of their ranks among `count`, for every thread of a block. Both
+// are found in the same reads. The ranges hold all keys or are one key already.
 template <class Key>
-__device__ inline Key select_in_block(const Key* keys, int64_t count, int64_t rank) {
-  TORCH_IRE_SHARED(unsigned[kBuckets], counts);
-  KeyRange<Key> range{std::numeric_limits<Key>::min(), std::numeric_limits<Key>::max(), rank};
-  while (range.low != range.high) {
-    for (unsigned b = threadIdx.x; b < kBuckets; b += blockDim.x) counts[b] = 0;
+__device__ inline void select_two_in_block(const Key* keys, int64_t count, KeyRange<Key> (&ranges)[2]) {
+  TORCH_IRE_SHARED(unsigned[2][kBuckets], counts);
+  constexpr int kInFlight = 8;
+  while (ranges[0].low != ranges[0].high || ranges[1].low != ranges[1].high) {
+    for (unsigned b = threadIdx.x; b < kBuckets; b += blockDim.x) counts[0][b] = counts[1][b] = 0;
     __syncthreads();
-    const int shift = range.shift();
-    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-      const Key key = keys[i];
-      if (range.contains(key)) atomicAdd(&counts[range.offset(key) >> shift], 1u);
+    // keys of the one range, while it is that of the other too, are counted once
+    const bool same = ranges[0].low == ranges[1].low && ranges[0].high == ranges[1].high;
+    const int shifts[2] = {ranges[0].shift(), ranges[1].shift()};
+    const int64_t stride = static_cast<int64_t>(blockDim.x);
+    for (int64_t i = threadIdx.x; i < count; i += kInFlight * stride) {
+      Key loaded[kInFlight];
+      TORCH_IRE_UNROLL(kInFlight)
+      for (int u = 0; u < kInFlight; ++u)
+        if (i + u * stride < count) loaded[u] = keys[i + u * stride];
+      TORCH_IRE_UNROLL(kInFlight)
+      for (int u = 0; u < kInFlight; ++u) {
+        if (i + u * stride >= count) continue;
+        const Key key = loaded[u];
+        if (ranges[0].contains(key)) atomicAdd(&counts[0][ranges[0].offset(key) >> shifts[0]], 1u);
+        if (!same && ranges[1].contains(key)) atomicAdd(&counts[1][ranges[1].offset(key) >> shifts[1]], 1u);
+      }
     }
     __syncthreads();
-    const FoundBucket found = find_bucket(counts, range.rank);
-    range = range.narrowed(found.bucket, found.before);
+    for (int r = 0; r < 2; ++r) {
+      if (ranges[r].low == ranges[r].high) continue;
+      const FoundBucket found = find_bucket(counts[same ? 0 : r], ranges[r].rank);
+      ranges[r] = ranges[r].narrowed(found.bucket, found.before);
+    }
     __syncthreads();  // before the counts are cleared
   }
-  return range.low;
 }
 
 }  // namespace torch_ire

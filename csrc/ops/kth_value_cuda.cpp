@@ -24,9 +24,10 @@ Tensor kth_value_cuda(const TensorList& tensors, int64_t k, const std::string& s
       spans[i] = {data_of<T>(tensors[i]), total, tensors[i].numel()};
       total += tensors[i].numel();
     }
+    const SelectionPlan plan = plan_kth_value<T, ranked>(total);
     const Tensor workspace =
-        torch::stable::new_empty(tensors[0], {kth_value_workspace<T, ranked>(total)}, ScalarType::Byte);
-    check_cuda("kth_value", launch_kth_value<T, ranked>(spans, k, workspace.data_ptr(),
+        torch::stable::new_empty(tensors[0], {kth_value_workspace<T, ranked>(plan)}, ScalarType::Byte);
+    check_cuda("kth_value", launch_kth_value<T, ranked>(spans, k, plan, workspace.data_ptr(),
                                                         data_of<kth_value_t<T, ranked>>(result), context.stream()));
   });
   return result;
