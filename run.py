@@ -134,8 +134,23 @@ def set_up(extra: str, *, build: bool) -> None:
         pip_install("--no-build-isolation", "--no-deps", "--force-reinstall", ".")
     else:
         pip_install("--no-build-isolation", f".[{extra}]")
+        remove_foreign_torchvision()
     stamp = {"requirements": requirements_now, "sources": sources_now, "extra": extra if not have_extra else installed}
     STAMP.write_text(json.dumps(stamp))
+
+
+def remove_foreign_torchvision() -> None:
+    """Removes a torchvision that does not fit this torch, such as one built for CUDA beside a torch without.
+
+    It comes along with curvlinops, which runs without it; Lightning and transformers take one that can't be imported for
+    one that can, and fail.
+    """
+    probe = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torchvision') is None else 3)"
+    if subprocess.run([str(BIN / "python"), "-c", probe], check=False).returncode != 3:
+        return
+    broken = subprocess.run([str(BIN / "python"), "-c", "import torchvision"], stderr=subprocess.DEVNULL, check=False)
+    if broken.returncode != 0:
+        python("-m", "pip", "uninstall", "--quiet", "--yes", "torchvision")
 
 
 def execute(*command: str, cwd: Path | None = None) -> None:

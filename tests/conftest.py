@@ -13,6 +13,9 @@ import emulated_cuda
 from ranks import Ranks
 from torch_ire.ops import registration
 
+# Before transformers is imported: no test asks a network for anything.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 # The same examples on every run and machine; `pytest --hypothesis-profile=thorough` searches for new ones.
 settings.register_profile(
     "repeatable", derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -25,10 +25,12 @@ PAGE_IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # A path has a folder of the checkout in front or a suffix that only files have.
 PATH = re.compile(r"\.?[\w<>*{},.-]+(/[\w<>*{},.-]+)*/?")
 SUFFIXES = (".py", ".md", ".toml", ".txt", ".cpp", ".h", ".cu", ".cuh", ".cff", ".cmake", ".json", ".yaml")
+# each needs a trainer, and says so where it is not installed (the extra `test` installs all)
+NEED_TRAINERS = {"torch_ire.integrations.hugging_face": "transformers", "torch_ire.integrations.lightning": "lightning"}
 MODULES = [torch_ire] + [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(torch_ire.__path__, "torch_ire.")
-    if not info.name.endswith(("._C", ".__main__"))
+    if not info.name.endswith(("._C", ".__main__")) and info.name not in NEED_TRAINERS
 ]
 PARTS = [module for module in MODULES if hasattr(module, "__path__") and hasattr(module, "__all__")]
 
@@ -194,3 +196,16 @@ def test_examples_run(test: doctest.DocTest) -> None:
     output: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert runner.run(test, out=output.append, clear_globs=False).failed == 0, "".join(output)
+
+
+@pytest.mark.parametrize("name", NEED_TRAINERS)
+def test_integrations_are_documented(name: str) -> None:
+    pytest.importorskip(NEED_TRAINERS[name], reason="needs the extra `trainers`")
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        found = sections(getattr(module, public).__doc__)
+        expected = [p for p in inspect.signature(getattr(module, public)).parameters if p != "self"]
+        assert documented_arguments(found["Args"]) == expected
+        assert {"Raises", "Cost", "Example"} <= set(found)
+    for test in FINDER.find(module):
+        test_examples_run(test)

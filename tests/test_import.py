@@ -43,7 +43,23 @@ def test_nothing_heavy_is_imported() -> None:
     program = "import torch, sys; before = set(sys.modules); import torch_ire; print(*(set(sys.modules) - before))"
     new = {name.split(".")[0] for name in run(program).split()}
     assert "torch_ire" in new
-    assert not new & {"matplotlib", "scipy", "sklearn", "rich", "numpy", "pandas", "triton", "torchvision"}
+    heavy = {"matplotlib", "scipy", "sklearn", "rich", "numpy", "pandas", "triton", "torchvision"}
+    assert not new & (heavy | {"transformers", "accelerate", "lightning", "tensorboard", "safetensors"})
+
+
+@pytest.mark.parametrize(("module", "library"), [("hugging_face", "transformers"), ("lightning", "lightning")])
+def test_an_integration_without_its_trainer_names_the_extra(module: str, library: str) -> None:
+    program = f"""
+import sys
+sys.modules[{library!r}] = None  # as if it were not installed
+import torch_ire.integrations
+try:
+    import torch_ire.integrations.{module}
+except ImportError as error:
+    print(error)
+"""
+    expected = f"torch_ire.integrations.{module} needs {library}: pip install 'torch-ire[trainers]'"
+    assert run(program).strip() == expected
 
 
 def test_reference_takes_over_with_one_warning_where_the_native_library_does_not_load() -> None:

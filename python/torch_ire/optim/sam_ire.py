@@ -121,6 +121,11 @@ class SAMIRE(IREOptimizer):
             raise ValueError(f"Invalid perturbation value: {group['perturbation']!r} (expected 'gradient' or 'random')")
 
     @property
+    def is_perturbed(self) -> bool:
+        """Whether the parameters stand at theta + e: between ``first_step()`` and the step."""
+        return bool(self._perturbed)
+
+    @property
     def _perturbed(self) -> dict[Tensor, Tensor]:
         """Parameters that stand at theta + e, with theta; empty between steps. No state: it does not outlive a step."""
         return self._own.setdefault("_moved", {})  # type: ignore[no-any-return]
