@@ -142,8 +142,8 @@ def set_up(extra: str, *, build: bool) -> None:
 def remove_foreign_torchvision() -> None:
     """Removes a torchvision that does not fit this torch, such as one built for CUDA beside a torch without.
 
-    It comes along with curvlinops, which runs without it; Lightning and transformers take one that can't be imported for
-    one that can, and fail.
+    It comes along with curvlinops, which runs without it; Lightning takes one that can't be imported for one that can,
+    and fails.
     """
     probe = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torchvision') is None else 3)"
     if subprocess.run([str(BIN / "python"), "-c", probe], check=False).returncode != 3:

@@ -1,4 +1,4 @@
-"""The Trainer of transformers: its own code with another optimizer, and the callback that makes the pass of the mask."""
+"""The Trainer of transformers: its own code with another optimizer, and the callback that refreshes masks."""
 
 from __future__ import annotations
 

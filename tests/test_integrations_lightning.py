@@ -17,17 +17,16 @@ import torch_ire
 
 pytest.importorskip("lightning.pytorch", reason="needs the extra `trainers`")
 
-import lightning.pytorch as pl  # noqa: E402
-from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
-from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
+import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from torch_ire.integrations.lightning import IRECallback  # noqa: E402
+from torch_ire.integrations.lightning import IRECallback
 
 pytestmark = [
     # Lightning's own, of its loader, its checkpoints and its advice
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
 ]
 
@@ -177,18 +176,17 @@ def test_masks_are_those_of_the_plain_loop(attached):
 
 
 def test_a_run_resumes_to_the_bit(tmp_path: Path):
-    """Saved by Lightning between two refreshes and loaded by a new Trainer."""
+    """Saved by Lightning after an epoch, between two refreshes, and loaded by a new Trainer."""
     checkpoint = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1)
-    options = {"max_epochs": 1, "callbacks": [checkpoint, IRECallback()], "enable_checkpointing": True}
+    options = {"max_epochs": 2, "limit_train_batches": 5}
     whole = Module(adm_ire(mask_interval=4, curvature_beta=0.5))
-    trainer = train(whole, **options)
+    trainer = train(whole, callbacks=[checkpoint, IRECallback()], enable_checkpointing=True, **options)
     generator = torch_ire.default_label_generator.state_dict()
     torch_ire.default_label_generator.manual_seed(99)
     saved = sorted(tmp_path.glob("*step=5*.ckpt"))
     resumed = Module(adm_ire(mask_interval=7))  # what the checkpoint holds counts
-    options["callbacks"] = [IRECallback()]
-    again = train(resumed, ckpt_path=saved[0], **{**options, "enable_checkpointing": False})
-    assert len(resumed.training_losses) == 7
+    again = train(resumed, ckpt_path=saved[0], callbacks=[IRECallback()], **options)
+    assert len(resumed.training_losses) == 5
     assert same(everything(whole), everything(resumed))
     assert torch_ire.default_label_generator.state_dict() == generator
     for ours, theirs in zip(

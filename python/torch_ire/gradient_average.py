@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torch_ire.optim.batches import dense_gradient
+from torch_ire.optim.sharding import is_dtensor
 
 # Bytes of gradients in one collective: large enough for the wire, small beside the model.
 _CHUNK = 1 << 25
@@ -19,6 +19,11 @@ _CHUNK = 1 << 25
 def replicas(group: Any = None) -> int:
     """The number of processes in the group, 1 without ``torch.distributed``."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_replicas() -> Any:
+    """The group of all processes, ``None`` where there is one."""
+    return dist.group.WORLD if replicas() > 1 else None
 
 
 @torch.no_grad()
@@ -36,7 +41,7 @@ def average_gradients(params: Iterable[Tensor], group: Any = None) -> None:
         return
     lists: dict[Any, list[Tensor]] = {}
     for param in params:
-        if param.requires_grad and not _is_sharded(param):
+        if param.requires_grad and not is_dtensor(param):
             lists.setdefault((param.device, param.dtype), []).append(param)
     for (device, _), members in lists.items():
         holders = torch.tensor([float(param.grad is not None) for param in members], device=device)
@@ -57,11 +62,6 @@ def total_over_replicas(number: Tensor, group: Any = None) -> float:
         number = number.to(torch.float64, copy=True)
         dist.all_reduce(number, group=group)
     return float(number)
-
-
-def _is_sharded(param: Tensor) -> bool:
-    module = sys.modules.get("torch.distributed.tensor")  # where nobody has imported it there is no DTensor
-    return module is not None and isinstance(param, module.DTensor)
 
 
 def _chunks(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:

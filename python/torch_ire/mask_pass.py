@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_ire.batch_norm import frozen_batch_norm
-from torch_ire.gradient_average import average_gradients, total_over_replicas
+from torch_ire.gradient_average import all_replicas, average_gradients, total_over_replicas
 from torch_ire.model_outputs import Predictions, predict
 from torch_ire.optim import IRE
 from torch_ire.optim.ire_optimizer import IREOptimizer
@@ -135,7 +135,7 @@ def refresh_mask(
         else:
             result = predict(module, batch, with_loss=hutchinson, ignore_index=ignore_index)
         if hutchinson:
-            ire.update_mask(_training_loss(result, ignore_index))
+            ire.update_mask(_training_loss(result, ignore_index), process_group=process_group or all_replicas())
             return True
         loss, count = _sampled_loss(result, ignore_index, generator)
         (loss if grad_scale is None else loss * grad_scale).backward()  # type: ignore[no-untyped-call]

@@ -114,6 +114,6 @@ def _refuse_half_sam(scaler: Any, accumulated: int) -> None:
         )
     if accumulated > 1:
         raise MisconfigurationException(
-            "SAMIRE under automatic optimization with accumulate_grad_batches > 1: the closure recomputes only the last "
-            "batch at the perturbed parameters. Use manual optimization with first_step() and second_step()."
+            "SAMIRE under automatic optimization with accumulate_grad_batches > 1: the closure recomputes only the "
+            "last batch at the perturbed parameters. Use manual optimization with first_step() and second_step()."
         )
