@@ -54,6 +54,7 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
+from torch_ire.optim.replicas import check_replicas
 from torch_ire.optim.sharding import check_placements, local_part
 from torch_ire.optim.summary import Direction, summarize
 from torch_ire.packed_mask import unpack
@@ -240,6 +241,12 @@ class IRE:
         groups = self._groups()
         state = {param: self._state_of(param) for param in self._owner}
         return summarize(groups, state, self._refresh.thresholds, self._last_displacement, over_mesh)
+
+    def check_replicas(self, process_group: torch.distributed.ProcessGroup | None = None) -> None:
+        """As :meth:`AdmIRE.check_replicas`, for the parameters, masks and estimates of all optimizers."""
+        groups = self._groups()
+        state = {param: self._state_of(param) for param in self._owner}
+        check_replicas("IRE", groups, state, _STATE_KEYS, process_group)
 
     def _last_displacement(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Direction | None:
         if param not in self._started or "flat_mask" not in state:

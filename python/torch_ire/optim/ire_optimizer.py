@@ -47,6 +47,7 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
+from torch_ire.optim.replicas import check_replicas
 from torch_ire.optim.rounding import KEPT_KEYS, rounding_keys
 from torch_ire.optim.sharding import check_placements, local_part
 from torch_ire.optim.summary import Direction, present_direction, summarize
@@ -215,6 +216,23 @@ class IREOptimizer(torch.optim.Optimizer):
             return present_direction(self._rule(group), group, param, state)
 
         return summarize(self.param_groups, self.state, self._refresh.thresholds, direction, over_mesh)
+
+    def check_replicas(self, process_group: torch.distributed.ProcessGroup | None = None) -> None:
+        """Raises where replicas have drifted apart: parameters, state, the schedule, or the position of the labels.
+
+        All ranks have to call, between two steps. Of sharded parameters those ranks are compared that have the same
+        shard. Without ``torch.distributed`` there is nothing to compare.
+
+        Args:
+            process_group: The ranks among which plain parameters should be equal; ``None``: all.
+
+        Raises:
+            RuntimeError: Something differs; on every rank, naming the first such tensor.
+
+        Cost: one read of parameters and state, and a few messages of 16 bytes a tensor.
+        """
+        keys = dict.fromkeys(key for group in self.param_groups for key in self._rule(group).moment_keys)
+        check_replicas(type(self).__name__, self.param_groups, self.state, (*_DECLARED, *keys), process_group)
 
     # -- step --------------------------------------------------------------------------------------------------------
 
