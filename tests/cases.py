@@ -67,6 +67,10 @@ def _sam_perturb_(s: Sample) -> Call:
     return (s.normals(), s.normals(), s.normals(), s.number(3.0)), {"rho": 0.05, "adaptive": True}
 
 
+def _found_nonfinite(s: Sample) -> Call:
+    return (s.normals(),), {}
+
+
 def _global_norm(s: Sample) -> Call:
     return (s.normals(), s.normals()), {}
 
@@ -117,6 +121,7 @@ OPERATORS: dict[str, Callable[[Sample], Call]] = {
     "displacement_flat_": _displacement_flat_,
     "displacement_projected_": _displacement_projected_,
     "flat_mask_": _flat_mask_,
+    "found_nonfinite": _found_nonfinite,
     "fused_adamw_flat_": _fused_adamw_flat_,
     "fused_sgd_flat_": _fused_sgd_flat_,
     "global_norm": _global_norm,

@@ -31,6 +31,8 @@ TORCH_IRE_LIBRARY(m) {
   m.def(
       "sam_perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, Tensor norm, *, float rho, "
       "bool adaptive=False) -> ()");
+  // 1 where any element is infinite or NaN, else 0: what the steps take as found_inf
+  m.def("found_nonfinite(Tensor[] tensors) -> Tensor");
   // sqrt(sum x^2), or sqrt(sum (w x)^2) where weights are given
   m.def("global_norm(Tensor[] tensors, Tensor[] weights) -> Tensor");
 

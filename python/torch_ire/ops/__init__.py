@@ -7,6 +7,7 @@ dispatcher can't.
 from torch_ire.ops.displacement_flat import displacement_flat_
 from torch_ire.ops.displacement_projected import displacement_projected_
 from torch_ire.ops.flat_mask import flat_mask_
+from torch_ire.ops.found_nonfinite import found_nonfinite
 from torch_ire.ops.fused_adamw_flat import fused_adamw_flat_
 from torch_ire.ops.fused_sgd_flat import fused_sgd_flat_
 from torch_ire.ops.global_norm import global_norm
@@ -22,6 +23,7 @@ __all__ = [
     "displacement_flat_",
     "displacement_projected_",
     "flat_mask_",
+    "found_nonfinite",
     "fused_adamw_flat_",
     "fused_sgd_flat_",
     "global_norm",

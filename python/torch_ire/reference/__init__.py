@@ -7,6 +7,7 @@ torch itself checks.
 from torch_ire.reference.displacement_flat import displacement_flat_
 from torch_ire.reference.displacement_projected import displacement_projected_
 from torch_ire.reference.flat_mask import flat_mask_
+from torch_ire.reference.found_nonfinite import found_nonfinite
 from torch_ire.reference.fused_adamw_flat import fused_adamw_flat_
 from torch_ire.reference.fused_sgd_flat import fused_sgd_flat_
 from torch_ire.reference.global_norm import global_norm
@@ -22,6 +23,7 @@ __all__ = [
     "displacement_flat_",
     "displacement_projected_",
     "flat_mask_",
+    "found_nonfinite",
     "fused_adamw_flat_",
     "fused_sgd_flat_",
     "global_norm",
