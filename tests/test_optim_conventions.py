@@ -410,13 +410,40 @@ def test_sam_steps_in_the_wrong_order():
         mixed.first_step()
 
 
-def test_stepping_lr_zero_does_not_advance_the_schedule():
+@pytest.mark.parametrize("handle", [False, True], ids=["AdmIRE", "IRE"])
+def test_a_rehearsal_does_not_count(handle):
+    """Learning rate and gradients 0 on a fresh optimizer; later, zeros are gradients like all others."""
     model = small_model()
-    optimizer = torch_ire.AdmIRE(model.parameters(), lr=0.0, mask_interval=3)
-    loss_of(model, 0).backward()
+    arguments = {"mask_interval": 3, "curvature": "random"}
+    if handle:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+        ire = torch_ire.IRE(optimizer, **arguments)
+    else:
+        optimizer = ire = torch_ire.AdmIRE(model.parameters(), lr=0.0, **arguments)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
     optimizer.step()
     assert optimizer.param_groups[0]["ire_step"] == 0
-    assert optimizer.mask_due()
+    assert ire.ire_summary()["flat_share"] == 0.0
+    optimizer.step()
+    assert optimizer.param_groups[0]["ire_step"] == 1
+    assert ire.ire_summary()["flat_share"] > 0.5
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_first_step_of_a_warm_up_from_zero_counts(case):
+    """t counts every step (Algorithm 1): masks come where they would at a constant learning rate."""
+    model = small_model()
+    optimizer = case(model.parameters(), mask_interval=3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, t / 4))
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    due = []
+    for step in range(8):
+        due.append(optimizer.mask_due())
+        train(model, optimizer, range(step, step + 1))
+        scheduler.step()
+    assert due == [True, False, False, True, False, False, True, False]
+    assert optimizer.param_groups[0]["ire_step"] == 8
 
 
 def test_batch_norm_statistics_stay_frozen():

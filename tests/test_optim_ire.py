@@ -173,6 +173,23 @@ def test_detach_leaves_no_trace():
     torch_ire.IRE(optimizer)
 
 
+def test_detach_leaves_the_arguments_that_were_there_before():
+    """A group that carried its own kappa into the attachment carries it out again, copied or loaded in between."""
+    a, b, c = (torch.nn.Parameter(torch.ones(4)) for _ in range(3))
+    optimizer = torch.optim.SGD([{"params": [a], "kappa": 9.0, "ranking": "group"}, {"params": [b]}], lr=0.1)
+    handle = torch_ire.IRE(optimizer, kappa=1.0, curvature="random")
+    optimizer.add_param_group({"params": [c], "gamma": 0.25})
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["kappa"] = 5.0
+    twin = copy.deepcopy(handle)
+    for one in (handle, twin):
+        groups = one.optimizers[0].param_groups
+        one.mask_due()
+        one.detach()
+        kept = [{k: v for k, v in g.items() if k in ("kappa", "gamma", "ranking", "ire_step")} for g in groups]
+        assert kept == [{"kappa": 9.0, "ranking": "group"}, {}, {"gamma": 0.25}]
+
+
 def test_decay_at_its_base_rate():
     p = torch.nn.Parameter(torch.tensor([2.0, 2.0]))
     optimizer = torch.optim.AdamW([p], lr=0.1, weight_decay=0.5)

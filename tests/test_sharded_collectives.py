@@ -38,15 +38,35 @@ def traffic_of_training(device: torch.device, name: str, curvature: str) -> None
             optimizer.step()
         refreshes = curvature == "second_moment" and step % 3 == 0
         assert len(traffic.calls) == (4 if refreshes else 0), step
+    # the step by which DCP makes the state of a fresh optimizer
+    fresh, _ = make(twins, name, curvature, lr=0.0)
     before = [param.detach().clone() for param in twins.parts]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    with Traffic() as traffic:  # the step by which DCP makes the state of a fresh optimizer, where a refresh is due
-        group["mask_interval"] = 1
-        optimizer.step()
-    assert traffic.calls == []
+    for param in twins.parts:
+        param.grad = torch.zeros_like(param)
+    with Traffic() as traffic:
+        fresh.step()
+    # whether the gradients are zero on all ranks: at the first step of a warm-up from 0 they are not
+    assert [op for op, _ in traffic.calls] == ["allreduce_"]
+    assert traffic.payload == 8
+    assert all(group["ire_step"] == 0 for group in fresh.param_groups)
     for old, new in zip(before, twins.parts, strict=True):
         assert same_bits(getattr(old, "_local_tensor", old), getattr(new, "_local_tensor", new).detach())
+
+
+def first_step_of_a_warm_up(device: torch.device) -> None:
+    """Gradients on one rank alone: all ranks count the step."""
+    twins = Twins(device, ["rows", "last"])
+    optimizer, _ = make(twins, "AdmIRE", "fisher", lr=0.0)
+    for param in twins.parts:
+        param.grad = torch.zeros_like(param)
+    if dist.get_rank() == 0:
+        twins.parts[0].grad.to_local().fill_(1.0)
+    optimizer.step()
+    assert all(group["ire_step"] == 1 for group in optimizer.param_groups)
+
+
+def test_ranks_agree_on_what_is_a_step(ranks):
+    ranks(2).run(first_step_of_a_warm_up)
 
 
 @pytest.mark.parametrize("case", IDS)

@@ -19,7 +19,6 @@ from torch_ire.optim.arguments import (
     enhancement,
     ire_defaults,
     join_schedule,
-    moves_nothing,
     note_learning_rate,
     unamplified_decay,
 )
@@ -54,6 +53,7 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
+from torch_ire.optim.rehearsal import is_rehearsal
 from torch_ire.optim.replicas import check_replicas
 from torch_ire.optim.sharding import check_placements, local_part
 from torch_ire.optim.summary import Direction, summarize
@@ -162,12 +162,15 @@ class IRE:
             raise ValueError("IRE got the same optimizer twice")
         # estimates of parameters whose optimizer has no state yet: most optimizers take any state for a complete one
         self._pending: dict[Tensor, dict[str, Any]] = {}
+        # arguments that groups had before, by positions of optimizer and group: detach() gives them back
+        self._given: dict[tuple[int, int], dict[str, Any]] = {}
         self._attach()
 
     def _attach(self) -> None:
         self._owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         self._previous: dict[Tensor, Tensor] = {}
         self._started: dict[Tensor, Tensor] = {}
+        self._rehearsing = False  # of the step between its two hooks
         self._refresh = MaskRefresh("IRE", self._groups, self._state_of, self._state_of, functions_of)
         self._hooks = []
         for optimizer in self.optimizers:
@@ -182,7 +185,7 @@ class IRE:
             ]
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("optimizers", "_defaults", "_capturable", "_pending")
+        kept = ("optimizers", "_defaults", "_capturable", "_pending", "_given")
         return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -196,11 +199,12 @@ class IRE:
         """
         for hook in self._hooks:
             hook.remove()
-        for optimizer in self.optimizers:
+        for number, optimizer in enumerate(self.optimizers):
             del optimizer._torch_ire_handle  # type: ignore[attr-defined]
-            for group in optimizer.param_groups:
+            for position, group in enumerate(optimizer.param_groups):
                 for key in self._defaults:
                     group.pop(key, None)
+                group.update(self._given.get((number, position), {}))
                 if "capturable" not in optimizer.defaults:
                     group.pop("capturable", None)
                 for param in group["params"]:
@@ -265,7 +269,8 @@ class IRE:
         check_capture("IRE", optimizer.param_groups, host_decay=True)
         for group in optimizer.param_groups:
             note_learning_rate(group)
-        if not moves_nothing(optimizer.param_groups):
+        self._rehearsing = is_rehearsal(optimizer.param_groups, optimizer.state)
+        if not self._rehearsing:
             if any(group["curvature"] == "random" and not asks_for_refresh(group) for group in groups):
                 self._refresh.at_random()
             refresh_projectors(optimizer.param_groups)
@@ -286,7 +291,6 @@ class IRE:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        advances = not moves_nothing(optimizer.param_groups)
         found_inf = getattr(optimizer, "found_inf", None)
         for group in optimizer.param_groups:
             for param in group["params"]:
@@ -313,7 +317,7 @@ class IRE:
             for params in calls.values():
                 self._amplify(group, params, list(map(local_part, params)), kappa, decay)
         amplify_projected("IRE", optimizer.param_groups, self._started, found_inf)
-        if advances:
+        if not self._rehearsing:
             advance(optimizer.param_groups)
 
     def _amplify(
@@ -392,6 +396,8 @@ class IRE:
                 continue
             whole = {**self._defaults, **group}
             _check_group(type(optimizer), whole)
+            given = {key: value for key, value in group.items() if key in self._defaults}
+            self._given[self.optimizers.index(optimizer), position] = given
             if self._capturable:
                 whole.setdefault("capturable", True)
             first = self.optimizers[0].param_groups[0]

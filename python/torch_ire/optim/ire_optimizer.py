@@ -16,7 +16,6 @@ from torch_ire.optim.arguments import (
     check_ire_arguments,
     enhancement,
     join_schedule,
-    moves_nothing,
     note_learning_rate,
 )
 from torch_ire.optim.batches import Batch, dense_gradient
@@ -47,6 +46,7 @@ from torch_ire.optim.projected import (
     with_curvatures,
     without_projectors,
 )
+from torch_ire.optim.rehearsal import is_rehearsal
 from torch_ire.optim.replicas import check_replicas
 from torch_ire.optim.rounding import KEPT_KEYS, rounding_keys
 from torch_ire.optim.sharding import check_placements, local_part
@@ -271,7 +271,7 @@ class IREOptimizer(torch.optim.Optimizer):
             note_learning_rate(group)
         # a mask that the loop refreshes stays as it is here
         curvatures = {group["curvature"] for group in self.param_groups if not asks_for_refresh(group)}
-        rehearsal = moves_nothing(self.param_groups)
+        rehearsal = is_rehearsal(self.param_groups, self.state)
         batches = self._batches(backups)
         if "random" in curvatures and not rehearsal:
             self._refresh.at_random(lambda param: param.grad is not None)
