@@ -283,13 +283,30 @@ def with_scaler(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "plugins": [MixedPrecision("16-mixed", "cpu", scaler=scaler)]}
 
 
-@pytest.mark.parametrize("clip", [None, 0.5])
-def test_float16_with_a_scaler(clip):
-    """Clipping too, which Lightning refuses to optimizers that unscale in their step."""
-    module = Module(adm_ire(mask_interval=3))
-    trainer = train(module, callbacks=[IRECallback()], gradient_clip_val=clip, **with_scaler({"scaler": True}))
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("precision", [{"scaler": True}, {"precision": "bf16-mixed"}], ids=["float16", "bf16"])
+def test_mixed_precision_with_clipping(precision, clip):
+    """Lightning refuses to clip for optimizers that unscale in their step; ours is swapped in and needs no callback."""
+    modules = [Module(optimizer) for optimizer in (adm_ire(kappa=0.0), lambda params: torch.optim.AdamW(params, 1e-2))]
+    for module in modules:
+        train(module, gradient_clip_val=clip, **with_scaler(dict(precision)))
+    for p, q in zip(*map(everything, modules), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-3)
+    ours = Module(adm_ire(mask_interval=3))
+    trainer = train(ours, callbacks=[IRECallback()], gradient_clip_val=clip, **with_scaler(dict(precision)))
     assert trainer.optimizers[0].ire_summary()["flat_share"] == pytest.approx(0.8, abs=0.01)
-    assert sum(module.training_losses[-3:]) < sum(module.training_losses[:3])
+    assert sum(ours.training_losses[-3:]) < sum(ours.training_losses[:3])
+
+
+def test_a_scaler_still_leaves_unscaling_to_the_step():
+    opt = adm_ire(curvature="second_moment")([nn.Parameter(torch.ones(3))])
+    param = opt.param_groups[0]["params"][0]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    seen = []
+    opt.register_step_pre_hook(lambda opt, args, kwargs: seen.append((float(opt.grad_scale), param.grad.tolist())))
+    scaler.scale(param.sum()).backward()
+    scaler.step(opt)
+    assert seen == [(8.0, [8.0, 8.0, 8.0])]
 
 
 def test_batch_norm_thaws_where_the_perturbed_run_fails():

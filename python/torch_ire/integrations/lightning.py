@@ -77,10 +77,6 @@ class IRECallback(Callback):
         for handle in self._handles:
             if isinstance(handle, SAMIRE) and pl_module.automatic_optimization:
                 _refuse_half_sam(scaler, trainer.accumulate_grad_batches)
-            if scaler is not None and trainer.gradient_clip_val and isinstance(handle, IREOptimizer):
-                # Lightning clips only what it has unscaled itself; an optimizer that can unscale in its step may leave
-                # that to the scaler
-                handle._step_supports_amp_scaling = False
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """The pass, where it is due."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, overload
@@ -65,14 +66,21 @@ def functions_of(group: Mapping[str, Any]) -> ModuleType:
 class IREOptimizer(torch.optim.Optimizer):
     """Base class: parameter groups, schedule, mask, state dict. Subclasses say which update rule a group follows."""
 
-    # the step takes the loss scale and the overflow flag of torch.amp.GradScaler to the device
-    _step_supports_amp_scaling = True
-
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
 
     def _rule(self, group: Mapping[str, Any]) -> UpdateRule:
         raise RuntimeError(f"{type(self).__name__} does not say which update rule a group follows")
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tells ``torch.amp.GradScaler`` to leave unscaling and skipping to the step, which does both on the device.
+
+        Lightning asks as well, and does not clip the gradients of an optimizer that unscales them. This one also takes
+        gradients that have been unscaled, which is what Lightning does for an optimizer that it may clip.
+        """
+        asking = str(sys._getframe(1).f_globals.get("__name__", "")).partition(".")[0]
+        return asking not in ("lightning", "lightning_fabric", "pytorch_lightning")
 
     # -- groups ------------------------------------------------------------------------------------------------------
 
