@@ -44,8 +44,15 @@ class Projector(Protocol):
 
 
 # What a group counts: steps of the schedule, the step of its last refresh (-1: none), and the largest learning rate
-# so far.
-COUNTERS: dict[str, Any] = {"ire_step": 0, "ire_mask_step": -1, "ire_max_lr": 0.0}
+# so far. The last two are places in a state dict for the position of the default label generator (offset 0: not used);
+# they are here because checkpointing tools load what a group of a fresh optimizer has.
+COUNTERS: dict[str, Any] = {
+    "ire_step": 0,
+    "ire_mask_step": -1,
+    "ire_max_lr": 0.0,
+    "ire_label_seed": 0,
+    "ire_label_offset": 0,
+}
 
 
 def ire_defaults(

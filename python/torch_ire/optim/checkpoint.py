@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ire.optim.estimates import no_estimate_yet
+from torch_ire.optim.estimates import ensure_average
 from torch_ire.optim.sharding import is_dtensor, lies_like, local_part, part_of_full, wrapped_like
 from torch_ire.optim.update_rules import opmath_dtype
 from torch_ire.packed_mask import pack, unpack
@@ -49,32 +49,31 @@ def _readable(entry: Mapping[str, Any], param: Tensor, group: Mapping[str, Any])
         return dict(entry)  # a projector needs neither
     part = local_part(param)
     flags = torch.zeros_like(part, dtype=torch.bool) if packed is None else unpack(packed, part)
-    extra: dict[str, Any] = {"flat_mask": wrapped_like(flags, param)}
-    if group["curvature_beta"] > 0 and "hessian_diag" not in entry:
-        extra |= {"hessian_diag": no_estimate_yet(param), "hessian_diag_updates": torch.zeros((), dtype=torch.float32)}
-    return {**entry, **extra}
+    readable = {**entry, "flat_mask": wrapped_like(flags, param)}
+    if group["curvature_beta"] > 0:
+        ensure_average(param, readable)
+    return readable
 
 
 def with_label_generator(state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state dict with the position of the default label generator, so that model and optimizer make a whole resume.
 
-    A training loop that passes no generator of its own need not know that there is one.
+    A training loop that passes no generator of its own need not know that there is one. The rank is mixed in at the
+    draw, so one position serves all ranks, however many there will be.
     """
     if not default_label_generator.used:
         return state_dict  # its seed is still to be taken from torch's
-    first, *others = state_dict["param_groups"]
-    return {
-        **state_dict,
-        "param_groups": [{**first, "label_generator": default_label_generator.state_dict()}, *others],
-    }
+    position = {f"ire_label_{key}": value for key, value in default_label_generator.state_dict().items()}
+    return {**state_dict, "param_groups": [{**group, **position} for group in state_dict["param_groups"]]}
 
 
 def take_label_generator(groups: Iterable[dict[str, Any]]) -> None:
     """Sets the default label generator to where a loaded checkpoint had it, and takes that note out of the groups."""
     for group in groups:
-        state = group.pop("label_generator", None)
-        if state is not None:
-            default_label_generator.load_state_dict(state)
+        seed, offset = (int(group.get(f"ire_label_{key}", 0)) for key in ("seed", "offset"))
+        group |= {"ire_label_seed": 0, "ire_label_offset": 0}
+        if offset > 0:
+            default_label_generator.load_state_dict({"seed": seed, "offset": offset})
 
 
 def check_state(
@@ -154,17 +153,27 @@ def completed_groups(
 ) -> list[dict[str, Any]]:
     """Saved groups with what they lack (a checkpoint of the base optimizer: the IRE arguments) from the current ones.
 
-    The schedule goes on from the base optimizer's step count where there is one.
+    Where both have the names of their parameters, in whatever order, state follows the names. The schedule goes on from
+    the base optimizer's step count where there is one.
     """
     completed = []
     for old, new in zip(saved, current, strict=False):
-        group = {**{k: v for k, v in new.items() if k != "params"}, **old}
+        group = {**{k: v for k, v in new.items() if k != "params"}, **_in_order_of(old, new)}
         if "ire_step" not in old:
             steps = [state_dict["state"][i].get("step", 0) for i in old["params"] if i in state_dict["state"]]
             group["ire_step"] = max((int(step) for step in steps), default=0)
             group["ire_mask_step"] = -1
         completed.append(group)
     return completed
+
+
+def _in_order_of(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved group with its parameters in the order of the current one, if they go by the same names."""
+    names, ours = saved.get("param_names"), current.get("param_names")
+    if not names or not ours or names == ours or sorted(names) != sorted(ours):
+        return saved
+    ids = dict(zip(names, saved["params"], strict=True))
+    return {**saved, "params": [ids[name] for name in ours], "param_names": list(ours)}
 
 
 __all__ = [

@@ -13,6 +13,7 @@ from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.optim.batches import laid_out_like
 from torch_ire.optim.sharding import drawn, is_dtensor, local_part, local_part_like, wrapped_like
 from torch_ire.optim.update_rules import opmath_dtype
+from torch_ire.packed_mask import empty_mask
 
 #: (position in the optimizer, its group, parameter, estimate)
 Estimate = tuple[int, Mapping[str, Any], Tensor, Tensor]
@@ -52,18 +53,27 @@ def fold_gradients(
 
 
 def _average(state: dict[str, Any], param: Tensor) -> tuple[Tensor, int]:
-    if "hessian_diag" not in state:
-        state["hessian_diag"] = no_estimate_yet(param)
-        state["hessian_diag_updates"] = torch.zeros((), dtype=torch.float32)
+    """The average of a parameter, and of how many estimates it will be with the coming one."""
+    ensure_average(param, state)
     state["hessian_diag_updates"] += 1
     return local_part(state["hessian_diag"]), int(state["hessian_diag_updates"])
 
 
-def no_estimate_yet(param: Tensor) -> Tensor:
-    """A fresh ``hessian_diag``: NaN says that there is no estimate, and such a coordinate is sharp."""
-    part = local_part(param)
-    dtype = opmath_dtype(param.dtype)
-    return wrapped_like(torch.full_like(part, torch.nan, dtype=dtype, memory_format=torch.preserve_format), param)
+def ensure_average(param: Tensor, state: dict[str, Any]) -> None:
+    """Gives a parameter a fresh average if it has none: NaN says that there was no estimate, and it is sharp."""
+    if "hessian_diag" not in state:
+        part, dtype = local_part(param), opmath_dtype(param.dtype)
+        nothing = torch.full_like(part, torch.nan, dtype=dtype, memory_format=torch.preserve_format)
+        state["hessian_diag"] = wrapped_like(nothing, param)
+        state["hessian_diag_updates"] = torch.zeros((), dtype=torch.float32)
+
+
+def ensure_saved_state(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+    """Gives a parameter all that its group ever saves, which a checkpointing tool finds by a step with lr = 0."""
+    if isinstance(group["curvature"], str):
+        state.setdefault("flat_mask", empty_mask(local_part(param)))
+        if group["curvature_beta"] > 0:
+            ensure_average(param, state)
 
 
 def hutchinson_estimates(

@@ -43,6 +43,7 @@ from torch_ire.optim.device_schedule import (
     plain_counters,
     with_plain_counters,
 )
+from torch_ire.optim.estimates import ensure_saved_state
 from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
 from torch_ire.optim.mask_refresh import MaskRefresh
 from torch_ire.optim.projected import (
@@ -297,6 +298,8 @@ class IRE:
                 pending = self._pending.get(param)
                 if pending is not None and (param.grad is not None or optimizer.state.get(param)):
                     optimizer.state[param].update(self._pending.pop(param))
+                if not advances and param.grad is not None:
+                    ensure_saved_state(group, param, self._state_of(param))
             if projector_of(group) is not None:
                 continue
             kappa = enhancement(group)

@@ -39,6 +39,7 @@ from torch_ire.optim.device_schedule import (
     place_schedule,
     with_plain_counters,
 )
+from torch_ire.optim.estimates import ensure_saved_state
 from torch_ire.optim.mask_refresh import MaskRefresh
 from torch_ire.optim.projected import (
     amplify_projected,
@@ -281,6 +282,10 @@ class IREOptimizer(torch.optim.Optimizer):
         curvatures = {group["curvature"] for group in self.param_groups if not asks_for_refresh(group)}
         rehearsal = is_rehearsal(self.param_groups, self.state)
         batches = self._batches(backups)
+        if rehearsal:
+            for batch in batches:
+                for param, state in zip(batch.owners, batch.states, strict=True):
+                    ensure_saved_state(batch.group, param, state)
         if "random" in curvatures and not rehearsal:
             self._refresh.at_random(lambda param: param.grad is not None)
         if not rehearsal:
@@ -384,7 +389,7 @@ class IREOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.Optimizer.state_dict``; each ``flat_mask`` is a bool tensor of its parameter's shape.
 
-        The position of :data:`torch_ire.default_label_generator` goes along, in the first group.
+        The position of :data:`torch_ire.default_label_generator` goes along, in the groups.
         """
         state_dict = with_readable_masks(super().state_dict(), self._parameters(), self.param_groups)
         return with_label_generator(with_plain_counters(without_projectors(state_dict)))
