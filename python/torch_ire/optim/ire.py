@@ -298,7 +298,7 @@ class IRE:
                 pending = self._pending.get(param)
                 if pending is not None and (param.grad is not None or optimizer.state.get(param)):
                     optimizer.state[param].update(self._pending.pop(param))
-                if not advances and param.grad is not None:
+                if self._rehearsing and param.grad is not None:
                     ensure_saved_state(group, param, self._state_of(param))
             if projector_of(group) is not None:
                 continue
