@@ -1,46 +1,54 @@
-"""Curvature on the CPU: the projector against torch, and Lanczos outside of its products against a copy's bandwidth.
+"""Curvature on the CPU: the projector against torch, Lanczos outside of its products, and numbers of products.
 
-    python -m benchmarks.curvature [--repeats 7] [--millions 10]
+    python -m benchmarks.curvature [--only projector lanczos products] [--repeats 15] [--millions 10]
 
-Every ratio is within a round of interleaved runs, the median over the rounds. Results go to
-benchmarks/results/curvature.json.
+Ratios of times are within a round of interleaved runs, the median over the rounds: what else the machine does hits both
+alike. Results go to benchmarks/results/curvature.json; `python -m benchmarks.report --write` puts them into
+docs/curvature.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved, save
+from benchmarks.measure import interleaved, save, summary
 from torch_ire import ops
-from torch_ire.curvature import CallableOperator, lanczos
+from torch_ire.curvature import CallableOperator, FlatProjector, lanczos
 
 ROWS = 20
 STEPS = 30
+NETWORKS, STARTS = 6, 4
 
 
-def projector(size: int, repeats: int) -> dict[str, Any]:
-    """The projector v - Q^T Q v for 20 rows: ours, the line of torch that it equals, and ours with a bfloat16 basis."""
+def projector(repeats: int, millions: int) -> dict[str, Any]:
+    """The projector v - Q^T Q v for 20 rows: ours, with both storages, over the line of torch that it equals."""
+    size = millions * 1_000_000
     basis, vector = torch.randn(ROWS, size) / size**0.5, torch.randn(size)
     half = basis.bfloat16()
-    seconds, ratio = interleaved(
-        {
-            "project_out": lambda: lambda: ops.project_out([vector], [basis]),
-            "v - Q.T @ (Q @ v)": lambda: lambda: vector - basis.T @ (basis @ vector),
-            "project_out, bfloat16 basis": lambda: lambda: ops.project_out([vector], [half]),
-        },
-        repeats,
-    )
-    print(f"project_out, m = {ROWS}, p = {size}: {ratio:.2f} of torch's time")
-    return {"project_out": {"seconds": seconds, "ratio": ratio}}
+    results = {}
+    for name, rows in (("float32", basis), ("bfloat16", half)):
+        seconds, ratio = interleaved(
+            {
+                "project_out": lambda rows=rows: lambda: ops.project_out([vector], [rows]),
+                "v - Q.T @ (Q @ v)": lambda: lambda: vector - basis.T @ (basis @ vector),
+            },
+            repeats,
+        )
+        label = f"`project_out`, m = {ROWS}, p = {millions} M, {name} basis"
+        results[label] = {"seconds": seconds, "ratio": ratio}
+        print(f"{label}: {ratio:.3f} of torch's time")
+    return results
 
 
-def lanczos_overhead(size: int, repeats: int) -> dict[str, Any]:
-    """Thirty steps without the time of the products, in units of the traffic of two passes of two reads each."""
+def lanczos_overhead(repeats: int, millions: int) -> dict[str, Any]:
+    """Thirty steps without the time of the products, over the bytes of two reads of the basis a pass, at copy speed."""
+    size = millions * 1_000_000
     diagonal = torch.linspace(0, 1, size) ** 8
     spent = 0.0
 
@@ -52,32 +60,104 @@ def lanczos_overhead(size: int, repeats: int) -> dict[str, Any]:
         return result
 
     operator = CallableOperator(product, size)
-    copied = torch.empty(5 * size)
-    source = torch.ones(5 * size)
-    outside, bandwidth = [], []
-    for _ in range(repeats):
+    copied, source = torch.empty(5 * size), torch.ones(5 * size)
+    copied.copy_(source)
+
+    def bytes_a_second() -> float:
         start = time.perf_counter()
-        copied.copy_(source)
-        bandwidth.append(8 * 5 * size / (time.perf_counter() - start))
-        spent, start = 0.0, time.perf_counter()
-        lanczos(operator, 10, tol=1e-12, max_matvecs=STEPS, max_basis=STEPS + 1, progress=False)
-        outside.append(time.perf_counter() - start - spent)
+        for _ in range(4):
+            copied.copy_(source)
+        return 4 * 8 * 5 * size / (time.perf_counter() - start)
+
     basis_reads = 4 * sum(range(1, STEPS + 1))
     vector_traffic = 6 * STEPS + STEPS + 10  # of w and the new row each step, and of the Ritz vectors at the end
-    floor = 4 * size * (basis_reads + vector_traffic) / sorted(bandwidth)[repeats // 2]
-    ratio = sorted(outside)[repeats // 2] / floor
-    print(f"lanczos, {STEPS} steps, p = {size}: {ratio:.2f} of the bytes' floor outside of the products")
-    return {"lanczos": {"outside": outside, "bandwidth": bandwidth, "floor": floor, "ratio": ratio}}
+    moved = 4 * size * (basis_reads + vector_traffic)
+    results = {}
+    for name, storage in (("float32", None), ("bfloat16", torch.bfloat16)):
+        outside, floors = [], []
+        for _ in range(max(3, repeats // 3)):
+            before = bytes_a_second()
+            spent, start = 0.0, time.perf_counter()
+            lanczos(operator, 10, tol=1e-12, max_matvecs=STEPS, max_basis=STEPS + 1, storage=storage, progress=False)
+            outside.append(time.perf_counter() - start - spent)
+            floors.append(moved / statistics.mean([before, bytes_a_second()]))
+        label = f"`lanczos`, {STEPS} steps outside of the products, p = {millions} M, {name} basis"
+        ratio = statistics.median(a / b for a, b in zip(outside, floors, strict=True))
+        results[label] = {
+            "seconds": {"lanczos": summary(outside), "float32 bytes at copy bandwidth": summary(floors)},
+            "ratio": ratio,
+        }
+        print(f"{label}: {ratio:.2f} of the floor")
+    return results
+
+
+def plain_steps(operator: Any, seed: int, exact: Tensor) -> int:
+    """Steps after which the Ritz values of an unrestarted run are as good as asked: the least any rule can take."""
+    from torch_ire.curvature.krylov import KrylovSpace
+    from torch_ire.curvature.probes import ProbeSource
+
+    probes = ProbeSource(operator, seed)
+    space = KrylovSpace(operator, 45, probes.gaussian(), probes)
+    while space.size < 45:
+        space.expand()
+        if space.size >= len(exact):
+            values = torch.linalg.eigvalsh(space.matrix).flip(0)[: len(exact)]
+            if bool(((values - exact).abs() <= 1e-5 * exact.abs()).all()):
+                return space.size
+    raise RuntimeError("plain Lanczos has not come within 1e-5 in 45 steps")
+
+
+def relative_error(values: Tensor, exact: Tensor) -> float:
+    """The largest."""
+    return float(((values - exact) / exact).abs().max())
+
+
+def products(*_: int) -> dict[str, Any]:
+    """Products for the top 10 eigenvalues to 1e-5 of a 64-24-24-10 tanh network on 1024 digits, after 150 SGD steps."""
+    from scipy.sparse.linalg import eigsh
+    from tests.curvature_problems import Digits
+
+    def exact_values(digits: Digits) -> Tensor:
+        values = eigsh(digits.hessian().to_scipy(), k=11, which="LA", tol=1e-12, return_eigenvectors=False)
+        return torch.from_numpy(values.copy()).sort(descending=True).values[:10]
+
+    counts: dict[str, list[int]] = {"least": [], "cold": [], "warm": [], "refresh": []}
+    errors: dict[str, list[float]] = {"cold": [], "warm": [], "refresh": []}
+    for network in range(NETWORKS):
+        early, later = Digits.trained(seed=network), Digits.trained(seed=network)
+        later.train(10)
+        truth = {"cold": exact_values(early), "warm": exact_values(later)}
+        for seed in range(STARTS):
+            counts["least"].append(plain_steps(early.hessian(), seed, truth["cold"]))
+            cold = lanczos(early.hessian(), 10, tol=1e-5, seed=seed, progress=False)
+            warm = lanczos(later.hessian(), 10, tol=1e-5, seed=seed, warm_start=cold, progress=False)
+            for name, pairs in (("cold", cold), ("warm", warm)):
+                counts[name].append(pairs.num_matvecs)
+                errors[name].append(relative_error(pairs.ritz_values, truth[name]))
+        moving = Digits.trained(seed=network)
+        flat = FlatProjector.from_operator(moving.hessian(), 10, progress=False)
+        moving.train(10)
+        pairs = flat.refresh()
+        counts["refresh"].append(pairs.num_matvecs)
+        # of the span that the projector now takes out, by products that are the benchmark's own
+        small = flat.basis @ torch.stack([later.hessian().matvec(row) for row in flat.basis]).T
+        errors["refresh"].append(relative_error(torch.linalg.eigvalsh((small + small.T) / 2).flip(0), truth["warm"]))
+        of_network = {name: counts[name][-STARTS:] for name in ("least", "cold", "warm")}
+        print(f"network {network}: {of_network}, refresh {pairs.num_matvecs}")
+    return {"products": {"counts": counts, "relative_errors": errors}}
+
+
+PARTS = {"projector": projector, "lanczos": lanczos_overhead, "products": products}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--millions", type=int, default=10)
     args = parser.parse_args()
-    size = args.millions * 1_000_000
-    found = {**projector(size, args.repeats), **lanczos_overhead(size, max(3, args.repeats // 2))}
-    path = save("curvature", found)
+    for part in args.only:
+        path = save("curvature", PARTS[part](args.repeats, args.millions))
     print(f"written to {path.relative_to(path.parents[2])}")
 
 

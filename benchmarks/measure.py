@@ -87,5 +87,5 @@ def save(name: str, results: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     known.update({key: {**value, "environment": environment()} for key, value in results.items()})
-    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")
     return path

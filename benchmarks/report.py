@@ -1,32 +1,42 @@
-"""The table of CPU measurements in the README, made from benchmarks/results/cpu.json.
+"""The tables of measurements in the documentation, made from benchmarks/results/*.json.
 
     python -m benchmarks.report [--write]
 
-Prints the table, or puts it between the marks in README.md; a test holds the two together.
+Prints the tables, or puts each between the marks of its page; a test holds the two together.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmarks.report: begin -->\n", "<!-- benchmarks.report: end -->\n"
+#: rows of the table of products
+WHAT = {
+    "least": "steps of plain Lanczos after which the ten values are good: the least any stopping rule can take",
+    "cold": "`lanczos`, random start",
+    "warm": "`lanczos`, from the vectors of 10 training steps earlier",
+    "refresh": "`FlatProjector.refresh`, 10 training steps later; error of the span that is removed",
+}
+
+Results = dict[str, dict[str, Any]]
 
 
-def table() -> str:
-    """Markdown: one row a comparison, times as median (20 % to 80 %) in milliseconds."""
-    results: dict[str, dict[str, Any]] = json.loads((RESULTS / "cpu.json").read_text())
+def steps_table(results: Results) -> str:
+    """One row a comparison, times as median (20 % to 80 %) in milliseconds."""
     timed = {name: result for name, result in results.items() if "seconds" in result}
     environment = next(iter(timed.values()))["environment"]
     lines = [
         f"{environment['threads']} threads, {environment['processor']}, torch {environment['torch']}:",
         "",
-        "| | torch-ire, ms | torch, ms | ratio |",
+        "| | torch-ire, ms | against, ms | ratio |",
         "|---|---|---|---|",
     ]
     for name, result in timed.items():
@@ -39,14 +49,41 @@ def cell(name: str, seconds: dict[str, float]) -> str:
     return f"{1e3 * seconds['median']:.2f} ({1e3 * seconds['q20']:.2f} to {1e3 * seconds['q80']:.2f}), `{name}`"
 
 
+def curvature_table(results: Results) -> str:
+    """Times as above, then numbers of products: least, median and most over networks and starts."""
+    lines = ["| products | least | median | most | relative error: median | worst |", "|---|---|---|---|---|---|"]
+    counts, errors = results["products"]["counts"], results["products"]["relative_errors"]
+    for name, found in counts.items():
+        ordered = sorted(found)
+        of_run = errors.get(name, [1e-5])
+        accuracy = f"{statistics.median(of_run):.1e} | {max(of_run):.1e}"
+        lines.append(f"| {WHAT[name]} | {ordered[0]} | {ordered[len(found) // 2]} | {ordered[-1]} | {accuracy} |")
+    return steps_table(results) + "\n" + "\n".join(lines) + "\n"
+
+
+#: page, results, table
+PAGES: dict[Path, tuple[str, Callable[[Results], str]]] = {
+    ROOT / "README.md": ("cpu", steps_table),
+    ROOT / "docs" / "curvature.md": ("curvature", curvature_table),
+}
+
+
+def table(page: Path) -> str:
+    """The table of a page, in Markdown."""
+    name, make = PAGES[page]
+    return make(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--write", action="store_true", help="into README.md")
-    if not parser.parse_args().write:
-        print(table(), end="")
-        return
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(before + BEGIN + table() + END + rest.split(END)[1])
+    parser.add_argument("--write", action="store_true", help="into the pages")
+    write = parser.parse_args().write
+    for page in PAGES:
+        if write:
+            before, rest = page.read_text().split(BEGIN)
+            page.write_text(before + BEGIN + table(page) + END + rest.split(END)[1])
+        else:
+            print(f"{page.relative_to(ROOT)}:\n\n{table(page)}")
 
 
 if __name__ == "__main__":

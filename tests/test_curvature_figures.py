@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from benchmarks.curvature import plain_steps
 from scipy.sparse.linalg import eigsh
 
 from curvature_problems import Digits
@@ -40,6 +41,16 @@ def test_cold_lanczos_takes_at_most_24_products(before_and_after):
     assert top.converged
     assert relative_errors(top.ritz_values, values).max() <= 1e-5
     assert top.num_matvecs == H.num_matvecs <= 24
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_no_rule_could_stop_three_products_earlier(before_and_after, seed):
+    """Other starts take up to 25 on this network; that many are needed, for plain Lanczos is not good before."""
+    early, values, _, _ = before_and_after
+    least = plain_steps(early.hessian(), seed, values[:10])
+    top = lanczos(early.hessian(), 10, tol=1e-5, seed=seed)
+    assert relative_errors(top.ritz_values, values).max() <= 1e-5
+    assert 20 <= least <= top.num_matvecs <= least + 2
 
 
 def test_warm_lanczos_takes_at_most_18_products(before_and_after):

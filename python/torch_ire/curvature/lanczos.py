@@ -64,7 +64,7 @@ def lanczos(
         warm_start: the result of an earlier run or a basis as columns (p, m), ordered by decreasing eigenvalue.
         verify: search again, orthogonally to what was found, for repeated eigenvalues, of which one start vector shows
             one copy. Costs about another run. None: where p <= 1000.
-        storage: dtype of the basis. bfloat16, along a float32 operator, halves its memory and the traffic of a step;
+        storage: dtype of the basis. bfloat16, along a float32 operator, halves its memory in about the same time;
             rounding then moves each row by u = 0.0016 of its length, which limits what can be reached: residual norms
             to u times the couplings of the steps (0.0005 ||H|| is typical) and eigenvalues to the square of that over
             the gap. Both are measured and in `residual_norms` and `error_bounds`, so a tolerance that is out of reach
