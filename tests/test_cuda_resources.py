@@ -40,6 +40,14 @@ def test_enough_threads_fit_an_sm(kernels: list[kernel_resources.Kernel]) -> Non
     assert not [kernel for kernel in kernels if kernel.registers * THREADS > REGISTERS]
 
 
+def test_streaming_kernels_keep_the_memory_busy(kernels: list[kernel_resources.Kernel]) -> None:
+    streaming = [kernel for kernel in kernels if kernel.bytes_in_flight() is not None]
+    assert {kernel.name.split("<")[0] for kernel in streaming} == set(kernel_resources.STREAMS)
+    for kernel in streaming:
+        needed = kernel_resources.STREAMS[kernel.name.split("<")[0]].loads * kernel_resources.BYTES_IN_FLIGHT
+        assert (kernel.bytes_in_flight() or 0) >= needed, kernel
+
+
 def test_a_spill_would_be_seen() -> None:
     (kernel,) = kernel_resources.parse("k", REPORT)
     assert kernel == kernel_resources.Kernel("k", "k", registers=64, stack=40, spills=68, shared=88)

@@ -2,7 +2,8 @@
 
     python tools/kernel_resources.py [--arch 90]
 
-Prints the table of docs/kernels.md; tests/test_cuda_resources.py holds streaming kernels to it.
+Prints registers of every kernel, and for those that stream the bytes that an SM of an H200 can have asked for at a time.
+docs/kernels.md has both tables; tests/test_cuda_resources.py holds the kernels to them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +29,43 @@ ENTRY = re.compile(
     r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
     re.DOTALL,
 )
+# An SM of compute capability 9.0.
+REGISTERS, THREADS, SHARED_BYTES = 65536, 2048, 233472
+STREAM_THREADS = 256
+# 4.8 TB/s over the 132 SMs of an H200 for the 0.8 microseconds that a load takes: what an SM must have asked for.
+BYTES_IN_FLIGHT = 4.8e12 / 132 * 0.8e-6
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a thread of a streaming kernel loads before it uses any of it, and the share of loads in its traffic."""
+
+    bytes_asked: Callable[[int, int, str], int]  # bytes of T, of its opmath, the template's arguments
+    loads: float  # for float32
+
+
+def _vectors(_: int, __: int, arguments: str) -> int:
+    return 32 if "true" in arguments else 64  # with weights two arrays are read in step
+
+
+def _sgd(own: int, opmath: int, arguments: str) -> int:
+    return (2 * own + (opmath if not arguments.endswith("0") else 0)) * 16 // opmath
+
+
+STREAMS = {
+    "fused_adamw_flat_kernel": Stream(lambda own, opmath, _: (2 * own + 2 * opmath) * 16 // opmath, 16 / 28),
+    "fused_sgd_flat_kernel": Stream(_sgd, 12 / 20),
+    "displacement_flat_kernel": Stream(lambda *_: 32, 8 / 12),
+    "sam_perturb_kernel": Stream(lambda *_: 32, 8 / 16),
+    "hessian_diag_kernel": Stream(lambda own, opmath, _: (own + opmath) * 16 // opmath, 8 / 12),
+    "flat_mask_kernel": Stream(_vectors, 4 / 4.125),
+    "sum_of_squares_kernel": Stream(_vectors, 1.0),
+    "score_histogram_kernel": Stream(_vectors, 1.0),
+    "bracket_pass_kernel": Stream(_vectors, 1.0),
+    "radix_pass_kernel": Stream(_vectors, 1.0),
+    "sample_labels_kernel": Stream(_vectors, 1.0),
+}
+SIZES = {"float": 4, "double": 8, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -39,6 +78,20 @@ class Kernel:
     stack: int
     spills: int
     shared: int
+
+    def threads_on_sm(self, threads: int = STREAM_THREADS) -> int:
+        """Threads of an SM in such blocks: registers are given out in eights, shared memory with 1 KiB a block."""
+        by_registers = REGISTERS // (-(-self.registers // 8) * 8 * threads)
+        return threads * min(by_registers, THREADS // threads, SHARED_BYTES // (self.shared + 1024))
+
+    def bytes_in_flight(self) -> int | None:
+        """Bytes that an SM full of this streaming kernel asks for at a time; None for other kernels."""
+        base, _, arguments = self.name.partition("<")
+        if base not in STREAMS:
+            return None
+        arguments = arguments.rstrip(">")
+        own = SIZES[arguments.split(",")[0]]
+        return self.threads_on_sm() * STREAMS[base].bytes_asked(own, max(own, 4), arguments)
 
 
 def find_nvcc() -> str | None:
@@ -116,6 +169,21 @@ def main() -> None:
     print(f"| kernel (sm_{args.arch}) | registers | shared bytes | stack | spills |\n|---|---|---|---|---|")
     for k in resources(nvcc, args.arch):
         print(f"| `{k.name}` | {k.registers} | {k.shared} | {k.stack} | {k.spills} |")
+    print("\n| kernel | threads of an SM | KB in flight | needed |\n|---|---|---|---|")
+    streams: dict[str, list[Kernel]] = defaultdict(list)
+    for k in resources(nvcc, args.arch):
+        if k.bytes_in_flight() is not None:
+            streams[k.name.split("<")[0]].append(k)
+    for name, kernels in streams.items():
+        threads = [k.threads_on_sm() for k in kernels]
+        kilobytes = [(k.bytes_in_flight() or 0) / 1000 for k in kernels]
+        needed = STREAMS[name].loads * BYTES_IN_FLIGHT / 1000
+        columns = [
+            f"{min(threads)} to {max(threads)}",
+            f"{min(kilobytes):.0f} to {max(kilobytes):.0f}",
+            f"{needed:.0f}",
+        ]
+        print(f"| `{name}` | {' | '.join(columns)} |")
 
 
 if __name__ == "__main__":

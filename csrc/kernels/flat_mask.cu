@@ -31,26 +31,44 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const int warp = static_cast<int>(threadIdx.x) / kWarpThreads;
   const int stride = static_cast<int>(blockDim.x) * kLanes;
-  // The bound is the same for all lanes of a warp: all of them take part in the shuffles.
-  for (int base = warp * kWarpThreads * kLanes; base < chunk.count; base += stride) {
-    const int j = base + lane * kLanes;
-    const T* scores = s.scores + chunk.begin + j;
+  const auto bits_of = [&](const Lanes<T, kLanes>& x) {
     uint32_t bits = 0;
-    if (aligned && j + kLanes <= chunk.count) {
-      const Lanes<T, kLanes> x = load_lanes<kLanes>(scores);
-      TORCH_IRE_UNROLL(kLanes)
-      for (int k = 0; k < kLanes; ++k)
-        bits |= static_cast<uint32_t>(is_flat(score_of<score>(x.lane[k]), largest_flat)) << k;
-    } else {
-      for (int k = 0; k < kLanes && j + k < chunk.count; ++k)
-        bits |= static_cast<uint32_t>(is_flat(score_of<score>(scores[k]), largest_flat)) << k;
-    }
+    TORCH_IRE_UNROLL(kLanes)
+    for (int k = 0; k < kLanes; ++k)
+      bits |= static_cast<uint32_t>(is_flat(score_of<score>(x.lane[k]), largest_flat)) << k;
+    return bits;
+  };
+  const auto write = [&](int j, uint32_t bits) {
     bits <<= kLanes * (lane % kLanesOfWord);
     TORCH_IRE_UNROLL(5)
     for (int offset = 1; offset < kLanesOfWord; offset *= 2) bits |= __shfl_xor_sync(kFullWarp, bits, offset);
     const int bytes = (chunk.count - j + 7) / 8;
     if (lane % kLanesOfWord == 0 && bytes > 0)
       store_bits(s.flat_mask + (chunk.begin + j) / 8, bits, bytes < 4 ? bytes : 4);
+  };
+  // The bounds of both loops are the same for all lanes of a warp: all of them take part in the shuffles.
+  int base = warp * kWarpThreads * kLanes;
+  const int whole = aligned ? chunk.count - (kVectorsInFlight - 1) * stride - kWarpThreads * kLanes : -1;
+  for (; base <= whole; base += kVectorsInFlight * stride) {
+    const T* const scores = s.scores + chunk.begin + base + lane * kLanes;
+    Lanes<T, kLanes> vectors[kVectorsInFlight];
+    TORCH_IRE_UNROLL(kVectorsInFlight)
+    for (int u = 0; u < kVectorsInFlight; ++u) vectors[u] = load_lanes<kLanes>(scores + u * stride);
+    TORCH_IRE_UNROLL(kVectorsInFlight)
+    for (int u = 0; u < kVectorsInFlight; ++u) write(base + u * stride + lane * kLanes, bits_of(vectors[u]));
+  }
+  TORCH_IRE_UNROLL(1)
+  for (; base < chunk.count; base += stride) {
+    const int j = base + lane * kLanes;
+    const T* const scores = s.scores + chunk.begin + j;
+    uint32_t bits = 0;
+    if (aligned && j + kLanes <= chunk.count) {
+      bits = bits_of(load_lanes<kLanes>(scores));
+    } else {
+      for (int k = 0; k < kLanes && j + k < chunk.count; ++k)
+        bits |= static_cast<uint32_t>(is_flat(score_of<score>(scores[k]), largest_flat)) << k;
+    }
+    write(j, bits);
   }
 }
 

@@ -14,7 +14,7 @@ __device__ inline double square(double v) {
 // grid: kReduceBlocks or fewer, striding over the chunks; block: any number of whole warps. Squares of float32 in
 // double neither round nor overflow.
 template <class T, bool kWeighted>
-__global__ void __launch_bounds__(kStreamThreads)
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
     sum_of_squares_kernel(TORCH_IRE_GRID_CONSTANT(SpanPack<GlobalNormSpan<T>>) pack, uint32_t chunks,
                           double* partials) {
   constexpr int kLanes = kLanesOf<T>;

@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kStreamThreads)
 // grid: kReduceBlocks or fewer, striding over the chunks; block: whole warps. Counts the keys below the bracket, at its
 // ends and inside, and gathers those to keep.
 template <class T, Score ranked>
-__global__ void __launch_bounds__(kStreamThreads)
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks<T>)
     bracket_pass_kernel(TORCH_IRE_GRID_CONSTANT(SpanPack<KthValueSpan<T>>) pack, uint32_t chunks,
                         TORCH_IRE_GRID_CONSTANT(Workspace<score_key_t<T, ranked>>) workspace) {
   using Key = score_key_t<T, ranked>;

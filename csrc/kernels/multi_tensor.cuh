@@ -145,23 +145,26 @@ __device__ inline void walk_chunk(const Chunk& chunk, bool aligned, Body body) {
 }
 
 // Calls body(lanes) for all elements of the chunk of an array that is only read: nothing else is in flight while a
-// thread waits, so it asks for several vectors before it looks at the first.
+// thread waits, so it asks for several vectors before it looks at the first. Loads under a condition of their own would
+// not do: the compiler puts each beside its use.
 template <int N, class T, class Body>
 __device__ inline void read_chunk(const Chunk& chunk, const T* array, Body body) {
   const int stride = static_cast<int>(blockDim.x);
   const int first = static_cast<int>(threadIdx.x);
   const T* const x = array + chunk.begin;
   const int vectorised = is_aligned<N>(array) ? chunk.count / N * N : 0;
-  for (int j = first * N; j < vectorised; j += stride * N * kVectorsInFlight) {
+  int j = first * N;
+  for (; j + (kVectorsInFlight - 1) * stride * N < vectorised; j += kVectorsInFlight * stride * N) {
     Lanes<T, N> lanes[kVectorsInFlight];
     TORCH_IRE_UNROLL(kVectorsInFlight)
-    for (int u = 0; u < kVectorsInFlight; ++u)
-      if (j + u * stride * N < vectorised) lanes[u] = load_lanes<N>(x + j + u * stride * N);
+    for (int u = 0; u < kVectorsInFlight; ++u) lanes[u] = load_lanes<N>(x + j + u * stride * N);
     TORCH_IRE_UNROLL(kVectorsInFlight)
-    for (int u = 0; u < kVectorsInFlight; ++u)
-      if (j + u * stride * N < vectorised) body(lanes[u]);
+    for (int u = 0; u < kVectorsInFlight; ++u) body(lanes[u]);
   }
-  for (int j = vectorised + first; j < chunk.count; j += stride) body(load_lanes<1>(x + j));
+  TORCH_IRE_UNROLL(1)
+  for (; j < vectorised; j += stride * N) body(load_lanes<N>(x + j));
+  TORCH_IRE_UNROLL(1)
+  for (j = vectorised + first; j < chunk.count; j += stride) body(load_lanes<1>(x + j));
 }
 
 }  // namespace torch_ire

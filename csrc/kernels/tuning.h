@@ -20,7 +20,7 @@ constexpr int kStreamBlocks = sizeof(T) == 8 ? 3 : 4;
 // makes several waves of blocks.
 constexpr int64_t kStreamChunk = 8192;
 
-// 16-byte loads that a thread of a reading kernel has in flight: with eight blocks on an SM four times what is needed,
+// 16-byte loads that a thread of a reading kernel has in flight: with four blocks on an SM nearly twice what is needed,
 // so that the barriers between chunks do not show.
 constexpr int kVectorsInFlight = 4;
 

@@ -127,9 +127,6 @@ T atomicOr(T* to, T value) {
   return before;
 }
 
-inline float __expf(float x) {
-  return std::exp(x);
-}
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
+
 // The emulation's meaning of csrc/kernels/cuda_language.cuh.
 #define TORCH_IRE_GRID_CONSTANT(...) const __VA_ARGS__&
 #define TORCH_IRE_SHARED(type, name)                      \
@@ -11,3 +13,9 @@
 #define TORCH_IRE_UNROLL(count)
 #define TORCH_IRE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   (static_cast<void>(stream), ::emulation::launch((kernel), (grid), (block), (shared_bytes), __VA_ARGS__))
+
+namespace torch_ire {
+inline float exp2_approximate(float x) {
+  return std::exp2(x);
+}
+}  // namespace torch_ire
