@@ -60,6 +60,7 @@ STREAMS = {
     "hessian_diag_kernel": Stream(lambda own, opmath, _: (own + opmath) * 16 // opmath, 8 / 12),
     "flat_mask_kernel": Stream(_vectors, 4 / 4.125),
     "sum_of_squares_kernel": Stream(_vectors, 1.0),
+    "found_nonfinite_kernel": Stream(_vectors, 1.0),
     "score_histogram_kernel": Stream(_vectors, 1.0),
     "bracket_pass_kernel": Stream(_vectors, 1.0),
     "radix_pass_kernel": Stream(_vectors, 1.0),
