@@ -2,7 +2,7 @@
 
     python tools/kernel_resources.py [--arch 90]
 
-Prints registers of every kernel, and for those that stream the bytes that an SM of an H200 can have asked for at a time.
+Prints registers of every kernel, and for those that stream the bytes that an SM of an H200 can have asked for at once.
 docs/kernels.md has both tables; tests/test_cuda_resources.py holds the kernels to them.
 """
 
