@@ -340,6 +340,7 @@ BAD_ARGUMENTS = [
     ({"curvature": "hessian"}, "Invalid curvature value: 'hessian'"),
     ({"ranking": "layer"}, "Invalid ranking value: 'layer'"),
     ({"rounding": "up"}, "Invalid rounding value: 'up'"),
+    ({"skip_nonfinite": "yes"}, "Invalid skip_nonfinite value: 'yes'"),
     ({"implementation": "cuda"}, "Invalid implementation value: 'cuda'"),
 ]
 

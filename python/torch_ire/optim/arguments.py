@@ -22,6 +22,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "curvature": ("fisher", "second_moment", "hutchinson", "random"),
     "ranking": ("global", "group", "parameter"),
     "rounding": ("nearest", "stochastic", "kahan", "master"),
+    "skip_nonfinite": (False, True),
     "implementation": (None, "native", "reference"),
 }
 

@@ -52,6 +52,7 @@ from torch_ire.optim.rehearsal import is_rehearsal
 from torch_ire.optim.replicas import check_replicas
 from torch_ire.optim.rounding import KEPT_KEYS, rounding_keys
 from torch_ire.optim.sharding import check_placements, local_part
+from torch_ire.optim.skipped_steps import Flag, any_of, flags_of_list, over_all_ranks
 from torch_ire.optim.summary import Direction, present_direction, summarize
 from torch_ire.optim.update_rules import UpdateRule, check_base_arguments
 
@@ -286,6 +287,8 @@ class IREOptimizer(torch.optim.Optimizer):
             for batch in batches:
                 for param, state in zip(batch.owners, batch.states, strict=True):
                     ensure_saved_state(batch.group, param, state)
+        found_inf = any_of([found_inf, None if rehearsal else self._found_nonfinite(batches, backups)])
+        self._own["_last_step_skipped"] = None if found_inf is None else found_inf != 0
         if "random" in curvatures and not rehearsal:
             self._refresh.at_random(lambda param: param.grad is not None)
         if not rehearsal:
@@ -308,9 +311,36 @@ class IREOptimizer(torch.optim.Optimizer):
         if previous:
             amplify_projected(type(self).__name__, self.param_groups, previous, found_inf)
         if "second_moment" in curvatures and not rehearsal:
-            self._refresh.from_second_moment()
+            self._refresh.from_second_moment(may_have_skipped=found_inf is not None)
         if not rehearsal:
             advance(self.param_groups)
+
+    @property
+    def last_step_skipped(self) -> Tensor | None:
+        """Whether the last step changed nothing since a gradient was not finite: a bool on the device.
+
+        ``None`` before the first step, and where nobody looked: without ``skip_nonfinite=True`` and a ``GradScaler``.
+        """
+        return self._own.get("_last_step_skipped")
+
+    def _found_nonfinite(self, batches: list[Batch], backups: Mapping[Tensor, Tensor] | None) -> Tensor | None:
+        """1 where a gradient of a group with ``skip_nonfinite`` is not finite, else 0; ``None`` where no group asks."""
+        asking = [group for group in self.param_groups if group["skip_nonfinite"]]
+        if not asking:
+            return None
+        flags = [
+            flag for batch in batches if batch.group["skip_nonfinite"] for flag in self._flags_of_batch(batch, backups)
+        ]
+        return over_all_ranks(flags, [param for group in asking for param in group["params"]])
+
+    def _flags_of_batch(self, batch: Batch, backups: Mapping[Tensor, Tensor] | None) -> list[Flag]:
+        try:
+            return flags_of_list(functions_of(batch.group), batch.owners, batch.grads)
+        except RuntimeError:
+            if not batch.optimistic:
+                raise
+            exact = self._exact_batches(batch.group, batch.indices[0], backups)
+            return [flag for part in exact for flag in self._flags_of_batch(part, backups)]
 
     def _step_batch(self, batch: Batch, found_inf: Tensor | None) -> None:
         group = batch.group

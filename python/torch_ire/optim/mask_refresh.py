@@ -94,7 +94,7 @@ class MaskRefresh:
                 raise RuntimeError(f"{self.owner}.update_mask(): curvature={kind!r} takes no loss")
             if kind == "random":
                 self._draw([group for group in asking if is_due(group)] or asking, lambda param: param.requires_grad)
-            elif not self._rank_second_moment():
+            elif not self._rank_second_moment(may_have_skipped=True):
                 raise RuntimeError(f"{self.owner}.update_mask(): there is no second moment before the first step")
         else:
             raise RuntimeError(f"{self.owner}.update_mask(): curvature={kind!r} is refreshed by step() itself")
@@ -134,12 +134,16 @@ class MaskRefresh:
             param.grad = None  # of the sampled loss, whoever ranks it
 
     @torch.no_grad()
-    def from_second_moment(self) -> None:
-        """Ranks Adam's own second moment, where a group is due and a parameter has one."""
-        if any(is_due(group) for group in self.groups() if group["curvature"] == "second_moment"):
-            self._rank_second_moment()
+    def from_second_moment(self, may_have_skipped: bool) -> None:
+        """Ranks Adam's own second moment, where a group is due and a parameter has one.
 
-    def _rank_second_moment(self) -> bool:
+        Args:
+            may_have_skipped: Whether there may be parameters with state all of whose steps have been skipped.
+        """
+        if any(is_due(group) for group in self.groups() if group["curvature"] == "second_moment"):
+            self._rank_second_moment(may_have_skipped)
+
+    def _rank_second_moment(self, may_have_skipped: bool) -> bool:
         found = [
             (index, group, param, local_part(self.known_state(param)["exp_avg_sq"]))
             for index, group, param in self._parameters("second_moment")
@@ -148,6 +152,10 @@ class MaskRefresh:
         ready = self._anywhere(len(found), [param for _, _, param in self._parameters("second_moment")])
         if ready:
             self._rank("second_moment", found, "abs")
+        for _, _, param, _ in found if may_have_skipped else ():
+            state = self.known_state(param)
+            if "flat_mask" in state:  # v = 0 before the first step is no estimate: not flat
+                state["flat_mask"].mul_(state["step"].to(state["flat_mask"].device) > 0)
         return ready
 
     @torch.no_grad()

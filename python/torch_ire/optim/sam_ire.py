@@ -17,6 +17,7 @@ from torch_ire.optim.device_schedule import capturing, check_capture, step_numbe
 from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
 from torch_ire.optim.sgd_ire import SGDIRE
 from torch_ire.optim.sharding import add_over_ranks, are_plain, drawn, local_part, note_mutation, spread_of
+from torch_ire.optim.skipped_steps import FirstPass, flags_of, over_all_ranks
 from torch_ire.optim.update_rules import RULES, UpdateRule
 
 _BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE}
@@ -45,8 +46,9 @@ class SAMIRE(IREOptimizer):
         opt.second_step(zero_grad=True)        # back to theta, and the step from there
 
     or ``opt.step(closure)``. With gradient accumulation, accumulate the same micro-batches before each of the two
-    calls. With ``GradScaler``, scale both losses, call ``first_step`` without unscaling (the scale cancels) and
-    ``scaler.step(opt)`` in place of ``second_step``: a non-finite gradient in either pass skips the step and restores.
+    calls. With ``GradScaler``, scale both losses, call ``first_step(scaler=scaler)`` without unscaling (the scale
+    cancels) and ``scaler.step(opt)`` in place of ``second_step``: a non-finite gradient in either pass skips the step,
+    restores, and lowers the scale. ``skip_nonfinite=True`` skips without a scaler.
 
     Args:
         params: Parameters, named parameters, or groups; every argument may differ by group.
@@ -158,11 +160,14 @@ class SAMIRE(IREOptimizer):
         self._forget_perturbation()
 
     @torch.no_grad()
-    def first_step(self, zero_grad: bool = False) -> None:
+    def first_step(self, zero_grad: bool = False, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """Moves the parameters to theta + e and keeps theta.
 
         Args:
             zero_grad: Also clear the gradients, which belong to theta.
+            scaler: The scaler of the loss, whose ``step()`` will be called for the second pass: where the gradients of
+                this one overflow, it skips the step either way, and told so it lowers its scale too. The gradients stay
+                scaled, since the scale of the perturbation cancels; ``scaler.unscale_`` is for the second pass.
 
         Raises:
             RuntimeError: The parameters are perturbed already, there is no gradient, or one is sparse. Nothing has been
@@ -177,13 +182,15 @@ class SAMIRE(IREOptimizer):
         random = {group["perturbation"] == "random" for group in self.param_groups}
         if len(random) > 1:
             raise RuntimeError(f"{type(self).__name__}.first_step(): the groups disagree on the perturbation")
-        targets = list(self._random_directions() if random.pop() else self._gradients())
+        is_random = random.pop()
+        targets = list(self._random_directions() if is_random else self._gradients())
         norm = self._norm(targets)
         if norm is None:
             raise RuntimeError(
                 f"{type(self).__name__}.first_step(): no parameter has a gradient; call backward() first, or use "
                 "perturbation='random'"
             )
+        found_nonfinite = None if is_random else self._found_nonfinite_among(targets)
         calls: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
         for group, owner, direction in targets:
             backup = buffer_for(self._buffers, owner)
@@ -205,6 +212,7 @@ class SAMIRE(IREOptimizer):
             functions.sam_perturb_(params, directions, backups, on_device, rho=rho, adaptive=adaptive)
         note_mutation([owner for _, owner, _ in targets])
         self._own["_first_norm"] = norm
+        self._own["_first_pass"] = FirstPass(norm, found_nonfinite, scaler)
         if zero_grad:
             self.zero_grad()
 
@@ -225,18 +233,22 @@ class SAMIRE(IREOptimizer):
             self.zero_grad()
 
     @contextmanager
-    def perturbed(self) -> Iterator[None]:
+    def perturbed(self, *, scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
         """Context in which the parameters stand at theta + e, for loops that own their micro-batches.
+
+        Args:
+            scaler: As in :meth:`first_step`.
 
         Gradients are cleared on entry and may be accumulated inside; on exit, also by an exception, the parameters are
         theta again, and ``step()`` takes the step. Cost over the two calls: one more pass of 8 bytes a parameter.
         """
-        self.first_step(zero_grad=True)
+        self.first_step(zero_grad=True, scaler=scaler)
+        first_pass = self._own["_first_pass"]
         try:
             yield
-            self._own["_gradients_taken"] = True
         finally:
             self._restore()
+        self._own["_gradients_taken"], self._own["_first_pass"] = True, first_pass
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -284,13 +296,13 @@ class SAMIRE(IREOptimizer):
 
     def _step_from_backups(self) -> None:
         found_inf = getattr(self, "found_inf", None)
+        first_pass = self._own.pop("_first_pass", None)
+        if first_pass is not None:  # one that is not finite skips the step as a second one does
+            found_inf = first_pass.found_inf(self, found_inf)
         moved = dict(self._perturbed)
         if not self._is_perturbed:
             self._step(None, found_inf)
             return
-        if found_inf is not None:
-            # under a GradScaler a non-finite first pass skips the step as a non-finite second one does
-            found_inf = torch.maximum(found_inf, (~self._own["_first_norm"].isfinite()).to(found_inf))
         for param, backup in moved.items():
             # a parameter that the second pass gave no gradient takes no step, but has to come back; one with gaps in
             # memory steps through a copy of itself
@@ -311,7 +323,16 @@ class SAMIRE(IREOptimizer):
 
     def _forget_perturbation(self) -> None:
         self._perturbed.clear()
-        self._own.pop("_first_norm", None)
+        for key in ("_first_norm", "_first_pass"):
+            self._own.pop(key, None)
+
+    def _found_nonfinite_among(self, gradients: list[tuple[Mapping[str, Any], Tensor, Tensor]]) -> Tensor | None:
+        """What :meth:`_found_nonfinite` says of the second pass, of the first."""
+        asking = [group for group in self.param_groups if group["skip_nonfinite"]]
+        if not asking:
+            return None
+        flags = flags_of(functions_of, (item for item in gradients if item[0]["skip_nonfinite"]))
+        return over_all_ranks(flags, [param for group in asking for param in group["params"]])
 
     def _gradients(self) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
         for _, group, param in indexed_parameters(self.param_groups):

@@ -47,6 +47,9 @@ class SGDIRE(IREOptimizer):
             loses small steps; "stochastic" (bfloat16) keeps them on average; "kahan" keeps them in a second tensor of
             the parameter's dtype, "master" in a float32 copy. float32 and float64 parameters need none of it.
         seed: Of random masks, random signs and stochastic rounding; the same on every replica.
+        skip_nonfinite: A step with an infinite or NaN gradient in any group that asks for it changes nothing at all, in
+            any group; :attr:`last_step_skipped` says so. It costs one more read of the gradients, and of sharded
+            parameters one number on the wire.
         maximize: Ascend instead of descend.
         capturable: The step may be captured in a CUDA graph after one step outside it, and compiled by
             ``torch.compile(fullgraph=True)``, with lr and kappa as tensors on the device if they are to change. The
@@ -92,6 +95,7 @@ class SGDIRE(IREOptimizer):
         ranking: Ranking = "global",
         rounding: Rounding = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
         maximize: bool = False,
         capturable: bool = False,
         implementation: Implementation | None = None,
@@ -116,7 +120,8 @@ class SGDIRE(IREOptimizer):
             seed=seed,
             implementation=implementation,
         )
-        super().__init__(params, {**base, **ire, "rounding": rounding, "maximize": maximize, "capturable": capturable})
+        own = {"rounding": rounding, "skip_nonfinite": skip_nonfinite, "maximize": maximize, "capturable": capturable}
+        super().__init__(params, {**base, **ire, **own})
 
     def _rule(self, group: Mapping[str, Any]) -> UpdateRule:
         return SGD
