@@ -11,163 +11,16 @@ from torch import nn
 
 import torch_ire
 from graph_replay import Recording
-from optimizer_cases import CASES, IDS, batch, loss_of, small_model, train, values
+from optimizer_cases import CASES, IDS, loss_of, small_model, train, values
+from scheduled_loop import FIXED, INTERVAL, STEPS, WARMUP, Captured, Loop, around, assert_same, ours, plainly
 from torch_ire.optim.ire_optimizer import IREOptimizer
-
-STEPS = 30
-WARMUP, INTERVAL = 3, 4
-
-
-def learning_rate(step: int) -> float:
-    return 0.02 * (1 + step) / 8 if step < 8 else 0.02 * 0.9 ** (step - 8)
-
-
-def enhancement(step: int) -> float:
-    return 0.0 if step < 5 else 0.25 * (step - 4)
-
-
-def arguments(capturable: bool, **overrides):
-    lr, kappa = learning_rate(0), enhancement(0)
-    if capturable:
-        lr, kappa = torch.tensor(lr, dtype=torch.float64), torch.tensor(kappa, dtype=torch.float64)
-    schedule = {"warmup_steps": WARMUP, "mask_interval": INTERVAL, "gamma": 0.6}
-    return {"lr": lr, "kappa": kappa, **schedule, **overrides}
-
-
-def set_scalars(optimizer: torch.optim.Optimizer, step: int) -> None:
-    for group in optimizer.param_groups:
-        for name, value in (("lr", learning_rate(step)), ("kappa", enhancement(step))):
-            if isinstance(group[name], torch.Tensor):
-                group[name].fill_(value)
-            else:
-                group[name] = value
-
-
-class Loop:
-    """The loop of the README with static gradients; from `captured_at` on the parts of the step are replayed."""
-
-    def __init__(self, make, *, captured_at: int | None = None, device: str = "cpu", graph=None) -> None:
-        self.model = small_model(dtype=torch.float64).to(device)
-        self.optimizer, self.handle = make(self.model)
-        self.captured_at, self.labels = captured_at, torch_ire.LabelGenerator(seed=7)
-        self.graph, self.records = graph or Recording, {}
-        self.due: list[int] = []
-
-    def loss(self, step: int) -> torch.Tensor:
-        x, y = batch(step)
-        p = next(self.model.parameters())
-        return nn.functional.cross_entropy(self.model(x.to(p)), y.to(p.device))
-
-    def backward(self, step: int) -> None:
-        model = self.model
-        for p in model.parameters():
-            if p.grad is not None:
-                p.grad.zero_()
-        with torch.enable_grad():
-            loss = self.loss(step)
-        grads = torch.autograd.grad(loss, list(model.parameters()))
-        for p, g in zip(model.parameters(), grads, strict=True):
-            if p.grad is None:
-                p.grad = g
-            else:
-                p.grad.copy_(g)
-
-    def part(self, name: str, function, step: int) -> None:
-        if self.captured_at is None or step < self.captured_at:
-            function()
-        elif step == self.captured_at:
-            with self.graph() as record:
-                function()
-            self.records[name] = record
-            if not isinstance(record, Recording):
-                record.replay()  # a CUDA graph only records
-        else:
-            self.records[name].replay()
-
-    def refresh(self, step: int) -> None:
-        curvature = self.handle_groups()[0]["curvature"]
-        if not self.handle.mask_due():
-            return
-        self.due.append(step)
-        if curvature in ("second_moment", "random"):
-            self.handle.update_mask()
-        elif curvature == "hutchinson":
-            self.handle.update_mask(self.loss(step))
-        else:
-            grads = [p.grad for p in self.model.parameters()]
-            for p in self.model.parameters():
-                p.grad = None
-            self.loss(step + 100).backward()
-            self.handle.update_mask()
-            for p, g in zip(self.model.parameters(), grads, strict=True):
-                p.grad = g
-
-    def handle_groups(self):
-        return self.optimizer.param_groups
-
-    def run(self, steps: range = range(STEPS)) -> list[list[torch.Tensor]]:
-        path = []
-        for step in steps:
-            set_scalars(self.optimizer, step)
-            self.refresh(step)
-            self.backward(step)
-            if isinstance(self.optimizer, torch_ire.SAMIRE):
-                self.part("first", self.optimizer.first_step, step)
-                self.backward(step)
-                self.part("second", self.optimizer.second_step, step)
-            else:
-                self.part("step", self.optimizer.step, step)
-            path.append(values(self.model))
-        return path
-
-
-def ours(case, capturable: bool, **overrides):
-    def make(model: nn.Module):
-        optimizer = case(model.parameters(), **arguments(capturable, **overrides), capturable=capturable)
-        return optimizer, optimizer
-
-    return make
-
-
-class Momentum(torch.optim.Optimizer):
-    """Somebody's optimizer, which reads its learning rate where it is."""
-
-    def __init__(self, params, lr) -> None:
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.state[p].setdefault("buffer", torch.zeros_like(p))
-                    buffer = self.state[p]["buffer"].mul_(0.9).add_(p.grad)
-                    p.sub_(buffer * group["lr"])
-
-
-def around(capturable: bool, **overrides):
-    def make(model: nn.Module):
-        whole = arguments(capturable, **overrides)
-        optimizer = Momentum(model.parameters(), lr=whole.pop("lr"))
-        return optimizer, torch_ire.IRE(optimizer, **whole, capturable=capturable)
-
-    return make
-
-
-def assert_same(path, other) -> None:
-    for step, (ps, qs) in enumerate(zip(path, other, strict=True)):
-        for p, q in zip(ps, qs, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13, msg=lambda m, s=step: f"step {s}: {m}")
-
-
-FIXED = [case for case in CASES if case.name != "average-SAMIRE"]
 
 
 @pytest.mark.parametrize("captured_at", [1, 4, 13])
 @pytest.mark.parametrize("case", FIXED, ids=[case.name for case in FIXED])
 def test_replays_are_the_steps_of_the_ordinary_loop(case, captured_at):
     """lr and kappa change in every step, refreshes fall between replays, the warm-up ends after two of the captures."""
-    loop = Loop(ours(case, True), captured_at=captured_at)
+    loop = Loop(ours(case, True), Captured(captured_at))
     expected = Loop(ours(case, False))
     assert_same(loop.run(), expected.run())
     assert loop.due == expected.due == list(range(WARMUP, STEPS, INTERVAL))
@@ -179,13 +32,13 @@ def test_replays_are_the_steps_of_the_ordinary_loop(case, captured_at):
 )
 @pytest.mark.parametrize("case", FIXED[:5:2], ids=[case.name for case in FIXED[:5:2]])
 def test_replays_with_every_kind_of_kappa_and_mask(case, overrides):
-    loop, expected = Loop(ours(case, True, **overrides), captured_at=2), Loop(ours(case, False, **overrides))
+    loop, expected = Loop(ours(case, True, **overrides), Captured(2)), Loop(ours(case, False, **overrides))
     assert_same(loop.run(), expected.run())
 
 
 def test_replays_that_rank_their_own_second_moment():
     """Outside the step and one call later, the mask is the one that an ordinary step makes."""
-    loop = Loop(ours(CASES[0], True, curvature="second_moment"), captured_at=1)
+    loop = Loop(ours(CASES[0], True, curvature="second_moment"), Captured(1))
     expected = Loop(ours(CASES[0], False, curvature="second_moment"))
     assert_same(loop.run(), expected.run())
     assert loop.due == list(range(WARMUP + 1, STEPS, INTERVAL))
@@ -194,14 +47,14 @@ def test_replays_that_rank_their_own_second_moment():
 
 @pytest.mark.parametrize("overrides", [{}, {"kappa_follows_lr": True}, {"curvature": "random"}])
 def test_replays_of_a_step_with_a_handle(overrides):
-    loop, expected = Loop(around(True, **overrides), captured_at=2), Loop(around(False, **overrides))
+    loop, expected = Loop(around(True, **overrides), Captured(2)), Loop(around(False, **overrides))
     assert_same(loop.run(), expected.run())
 
 
 def test_a_mask_before_the_warmup_has_passed_waits_for_it():
     paths = []
     for capturable in (True, False):
-        loop = Loop(ours(CASES[0], capturable, warmup_steps=6), captured_at=2 if capturable else None)
+        loop = Loop(ours(CASES[0], capturable, warmup_steps=6), Captured(2) if capturable else plainly)
         loop.backward(100)
         loop.optimizer.update_mask()
         paths.append(loop.run())
@@ -219,7 +72,7 @@ def test_masks_stay_where_they_are():
 
 
 def test_an_overflow_skips_a_replay():
-    loop = Loop(ours(CASES[0], True), captured_at=2)
+    loop = Loop(ours(CASES[0], True), Captured(2))
     loop.optimizer.found_inf = torch.tensor(0.0)
     loop.run(range(5))
     before = values(loop.model)
@@ -329,8 +182,6 @@ def test_a_handle_that_reads_the_learning_rate_on_the_host_is_not_recorded():
     model = small_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1), foreach=False)
     torch_ire.IRE(optimizer, amplify_weight_decay=False, capturable=True)
-    optimizer.param_groups[0]["capturable"] = True  # torch's own AdamW takes it on a GPU alone
-    torch_ire.optim.device_schedule.place_schedule(optimizer.param_groups)
     loss_of(model, 0).backward()
     with Recording(), pytest.raises(RuntimeError, match="learning rate on the host"):
         optimizer.step()
@@ -412,7 +263,7 @@ def device_tensors(make):
 @pytest.mark.parametrize("overrides", [{}, {"kappa_follows_lr": True}, {"curvature": "random"}])
 @pytest.mark.parametrize("case", FIXED, ids=[case.name for case in FIXED])
 def test_cuda_graphs_replay_the_steps_of_the_ordinary_loop(case, overrides):
-    loop = Loop(device_tensors(ours(case, True, **overrides)), captured_at=2, device="cuda", graph=CudaGraph)
+    loop = Loop(device_tensors(ours(case, True, **overrides)), Captured(2, CudaGraph), "cuda")
     expected = Loop(ours(case, False, **overrides), device="cuda")
     assert_same(loop.run(), expected.run())
     assert loop.due == expected.due
@@ -420,6 +271,6 @@ def test_cuda_graphs_replay_the_steps_of_the_ordinary_loop(case, overrides):
 
 @pytest.mark.gpu
 def test_cuda_graphs_refuse_scalars_of_the_host():
-    loop = Loop(ours(CASES[0], True), captured_at=1, device="cuda", graph=CudaGraph)
+    loop = Loop(ours(CASES[0], True), Captured(1, CudaGraph), "cuda")
     with pytest.raises(RuntimeError, match="host memory"):
         loop.run(range(3))

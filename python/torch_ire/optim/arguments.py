@@ -150,7 +150,8 @@ def note_learning_rate(group: dict[str, Any]) -> None:
     if not isinstance(lr, Tensor):
         group["ire_max_lr"] = max(float(seen), lr)
     elif isinstance(seen, Tensor) and (seen.device, seen.dtype) == (lr.device, lr.dtype):
-        seen.copy_(torch.maximum(seen, lr.detach().reshape(())))  # in place: a captured step replays with this memory
+        # in place: a captured step replays with this memory
+        seen.copy_(torch.maximum(seen, lr.detach().reshape(seen.shape)))
     else:
         start = torch.as_tensor(seen, dtype=lr.dtype, device=lr.device)
         group["ire_max_lr"] = torch.maximum(start, lr.detach().reshape(()))
@@ -166,7 +167,8 @@ def enhancement(group: Mapping[str, Any]) -> float | Tensor:
     if not group["kappa_follows_lr"]:
         return kappa
     if isinstance(lr, Tensor):
-        largest = torch.maximum(torch.as_tensor(group["ire_max_lr"], dtype=lr.dtype, device=lr.device), lr)
+        seen = torch.as_tensor(group["ire_max_lr"], dtype=lr.dtype, device=lr.device).reshape(lr.shape)
+        largest = torch.maximum(seen, lr)
         return kappa * torch.where(largest > 0, lr / largest, torch.ones_like(lr))
     highest = max(float(group["ire_max_lr"]), lr)
     return kappa * (lr / highest) if highest > 0 else kappa
@@ -181,9 +183,13 @@ def moves_nothing(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every learning rate is 0, as in the rehearsal step by which checkpointing tools create optimizer state.
 
     Such a step leaves the parameters alone, so it does not advance the schedule either. A learning rate in device
-    memory is not read, and a step that a CUDA graph records is no rehearsal.
+    memory is not read, nor is any tensor by a step that a compiler traces; one that a CUDA graph records is no
+    rehearsal.
     """
-    return not capturing() and all(
-        float(group["lr"]) == 0.0 if not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu" else False
-        for group in groups
-    )
+
+    def is_zero(lr: float | Tensor) -> bool:
+        if isinstance(lr, Tensor) and (lr.device.type != "cpu" or torch.compiler.is_compiling()):
+            return False
+        return float(lr) == 0.0
+
+    return not capturing() and all(is_zero(group["lr"]) for group in groups)

@@ -109,8 +109,12 @@ class Batch:
         batch.indices = list(range(first, first + len(params)))
         return batch
 
-    def add(self, index: int, param: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
-        """Appends one parameter with its local gradient; ``index`` counts the parameters of the optimizer."""
+    def add(self, index: int, param: Tensor, grad: Tensor, state: dict[str, Any], laid_out: bool | None = None) -> None:
+        """Appends one parameter with its local gradient; ``index`` counts the parameters of the optimizer.
+
+        ``laid_out`` says whether the gradient lies in memory as the parameter does, where that is known; Dynamo can't
+        always compare the strides of a gradient that is a view.
+        """
         self.owners.append(param)
         param = local_part(param)
         if not is_dense(param):
@@ -118,7 +122,11 @@ class Batch:
             self.copies.append((param, dense))
             param = dense
         self.params.append(param)
-        self.grads.append(laid_out_like(grad, param))
+        if laid_out is None:
+            grad = laid_out_like(grad, param)
+        elif not laid_out:
+            grad = torch.empty_like(param).copy_(grad)
+        self.grads.append(grad)
         self.states.append(state)
         self.indices.append(index)
 

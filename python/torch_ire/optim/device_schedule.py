@@ -35,7 +35,7 @@ def place_schedule(groups: Sequence[dict[str, Any]]) -> None:
     """
     counters: dict[int, Tensor] = {}
     for group in groups:
-        if not group.get("capturable"):
+        if not group.get("ire_capturable", group.get("capturable")):
             group.update(plain_counters(group))
             continue
         if not on_device(group):
@@ -51,7 +51,8 @@ def place_schedule(groups: Sequence[dict[str, Any]]) -> None:
             group["ire_mask_step"] = torch.tensor(group["ire_mask_step"], dtype=torch.int64, device="cpu")
         lr = group["lr"]
         if group["kappa_follows_lr"] and isinstance(lr, Tensor) and not isinstance(group["ire_max_lr"], Tensor):
-            group["ire_max_lr"] = torch.full((), group["ire_max_lr"], dtype=lr.dtype, device=lr.device)
+            # a vector, since Dynamo loses what is written to a float64 number in host memory
+            group["ire_max_lr"] = torch.full((1,), group["ire_max_lr"], dtype=lr.dtype, device=lr.device)
 
 
 def plain_counters(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,13 +69,13 @@ def with_plain_counters(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def advance(groups: Iterable[dict[str, Any]]) -> None:
     """Counts one step, on the device where the counter is there."""
-    shared: dict[int, Tensor] = {}
+    counters: list[Tensor] = []
     for group in groups:
-        if on_device(group):
-            shared[id(group["ire_step"])] = group["ire_step"]
-        else:
+        if not on_device(group):
             group["ire_step"] += 1
-    for counter in shared.values():
+        elif not any(group["ire_step"] is counter for counter in counters):
+            counters.append(group["ire_step"])
+    for counter in counters:
         counter.add_(1)
 
 
@@ -107,7 +108,7 @@ def ensure_mask(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) 
 
 def capturing() -> bool:
     """Whether the current stream records a CUDA graph."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return not torch.compiler.is_compiling() and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def check_capture(owner: str, groups: Iterable[Mapping[str, Any]], *, host_decay: bool = False) -> None:

@@ -44,7 +44,7 @@ from torch_ire.optim.device_schedule import (
     with_plain_counters,
 )
 from torch_ire.optim.estimates import ensure_saved_state
-from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
+from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.mask_refresh import MaskRefresh
 from torch_ire.optim.projected import (
     amplify_projected,
@@ -58,6 +58,7 @@ from torch_ire.optim.rehearsal import is_rehearsal
 from torch_ire.optim.replicas import check_replicas
 from torch_ire.optim.sharding import check_placements, local_part
 from torch_ire.optim.summary import Direction, summarize
+from torch_ire.optim.update_rules import functions_of
 from torch_ire.packed_mask import unpack
 
 _STATE_KEYS = ("flat_mask", "hessian_diag", "hessian_diag_updates")
@@ -99,8 +100,8 @@ class IRE:
         amplify_weight_decay: ``False`` leaves a decoupled weight decay at its base rate.
         ranking: One ranking over all parameters ("global"), over the group, or within each parameter.
         seed: Of random masks and signs; the same on every replica.
-        capturable: The step may be captured in a CUDA graph, as in :class:`AdmIRE`; needed where the optimizer has no
-            argument of that name, which decides elsewhere.
+        capturable: The step may be captured in a CUDA graph and compiled without recompilation, as far as the optimizer
+            allows, with the conditions of :class:`AdmIRE`. Implied by an argument of that name of the optimizer.
         implementation: "native", "reference", or ``None`` for native where it runs.
 
     Raises:
@@ -206,8 +207,7 @@ class IRE:
                 for key in self._defaults:
                     group.pop(key, None)
                 group.update(self._given.get((number, position), {}))
-                if "capturable" not in optimizer.defaults:
-                    group.pop("capturable", None)
+                group.pop("ire_capturable", None)
                 for param in group["params"]:
                     for key in _STATE_KEYS:
                         optimizer.state.get(param, {}).pop(key, None)
@@ -352,6 +352,9 @@ class IRE:
             return state_dict  # torch says so, before it changes anything
         self._complete(optimizer)
         groups = completed_groups(state_dict["param_groups"], optimizer.param_groups, state_dict)
+        for group, ours in zip(groups, optimizer.param_groups, strict=True):
+            group.pop("ire_capturable", None)
+            group.update({key: ours[key] for key in ("ire_capturable",) if key in ours})
         self._curvatures = [group["curvature"] for group in optimizer.param_groups]
         self._loading = {**state_dict, "param_groups": groups}
         check_state(self._loading, self._params_of(optimizer), "IRE", _STATE_KEYS)
@@ -402,7 +405,7 @@ class IRE:
             given = {key: value for key, value in group.items() if key in self._defaults}
             self._given[self.optimizers.index(optimizer), position] = given
             if self._capturable:
-                whole.setdefault("capturable", True)
+                whole["ire_capturable"] = True
             first = self.optimizers[0].param_groups[0]
             if "ire_step" in first:
                 join_schedule(whole, {**first, **plain_counters(first)})

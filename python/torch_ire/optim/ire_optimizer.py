@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire import _native, ops, reference
+from torch_ire import _native, ops
 from torch_ire.optim.arguments import (
     asks_for_refresh,
     check_ire_arguments,
@@ -29,6 +28,7 @@ from torch_ire.optim.checkpoint import (
     with_readable_masks,
     without_tensors,
 )
+from torch_ire.optim.compiled_step import fill_lists, is_traceable, outside_graph, step_in_graph
 from torch_ire.optim.device_schedule import (
     advance,
     check_capture,
@@ -54,15 +54,10 @@ from torch_ire.optim.rounding import KEPT_KEYS, rounding_keys
 from torch_ire.optim.sharding import check_placements, local_part
 from torch_ire.optim.skipped_steps import Flag, any_of, flags_of_list, over_all_ranks
 from torch_ire.optim.summary import Direction, present_direction, summarize
-from torch_ire.optim.update_rules import UpdateRule, check_base_arguments
+from torch_ire.optim.update_rules import UpdateRule, check_base_arguments, functions_of
 
 # State tensors with a dtype of their own, whatever the parameter's.
 _DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates", *KEPT_KEYS)
-
-
-def functions_of(group: Mapping[str, Any]) -> ModuleType:
-    """The operators that a group asks for; :mod:`torch_ire.ops` falls back to the reference by itself."""
-    return reference if group.get("implementation") == "reference" else ops
 
 
 class IREOptimizer(torch.optim.Optimizer):
@@ -275,6 +270,12 @@ class IREOptimizer(torch.optim.Optimizer):
 
     def _step(self, backups: Mapping[Tensor, Tensor] | None, found_inf: Tensor | None) -> None:
         """The step from the parameters as they are, or from their backups where a SAM perturbation has moved them."""
+        if torch.compiler.is_compiling():
+            if is_traceable(self.param_groups):
+                step_in_graph(self, found_inf, restored=False)
+            else:
+                outside_graph(self._step, backups, found_inf)
+            return
         self._graph_capture_check()
         check_capture(type(self).__name__, self.param_groups)
         for group in self.param_groups:
@@ -319,7 +320,8 @@ class IREOptimizer(torch.optim.Optimizer):
     def last_step_skipped(self) -> Tensor | None:
         """Whether the last step changed nothing since a gradient was not finite: a bool on the device.
 
-        ``None`` before the first step, and where nobody looked: without ``skip_nonfinite=True`` and a ``GradScaler``.
+        ``None`` before the first step, and where nobody looked: without ``skip_nonfinite=True`` and a ``GradScaler``. A
+        step in a compiled graph does not say.
         """
         return self._own.get("_last_step_skipped")
 
@@ -341,6 +343,14 @@ class IREOptimizer(torch.optim.Optimizer):
                 raise
             exact = self._exact_batches(batch.group, batch.indices[0], backups)
             return [flag for part in exact for flag in self._flags_of_batch(part, backups)]
+
+    def _backup_of(self, param: Tensor) -> Tensor | None:
+        """Where a parameter is kept while a perturbation has moved it."""
+        return None
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> None:
+        """Fills the lists of a step for Dynamo, which knows this name."""
+        fill_lists(self, group, *lists)
 
     def _step_batch(self, batch: Batch, found_inf: Tensor | None) -> None:
         group = batch.group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,12 +14,18 @@ from torch.optim.optimizer import ParamsT
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.optim.adm_ire import AdmIRE
 from torch_ire.optim.batches import buffer_for, dense_gradient, indexed_parameters, is_dense, laid_out_like
+from torch_ire.optim.compiled_step import (
+    is_traceable_perturbation,
+    outside_graph,
+    perturb_in_graph,
+    return_in_graph,
+)
 from torch_ire.optim.device_schedule import capturing, check_capture, step_number
-from torch_ire.optim.ire_optimizer import IREOptimizer, functions_of
+from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.sgd_ire import SGDIRE
 from torch_ire.optim.sharding import add_over_ranks, are_plain, drawn, local_part, note_mutation, spread_of
 from torch_ire.optim.skipped_steps import FirstPass, flags_of, over_all_ranks
-from torch_ire.optim.update_rules import RULES, UpdateRule
+from torch_ire.optim.update_rules import RULES, UpdateRule, functions_of
 
 _BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE}
 # Stream of random numbers of the random perturbation; those of the masks are in mask_refresh.py.
@@ -100,6 +107,15 @@ class SAMIRE(IREOptimizer):
         defaults = _BASES[base]([torch.zeros(1)], lr=lr, **arguments_of_the_base).defaults
         sam = {"base": base, "rho": rho, "adaptive": adaptive, "perturbation": perturbation}
         super().__init__(params, {**defaults, **sam})
+        self._begin_passes()
+
+    def _begin_passes(self) -> None:
+        # what a compiled first_step leaves for the second; Dynamo follows what happens to a dict that is there
+        self._pass_in_graph: dict[str, Any] = {"moved": False, "norm": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin_passes()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`AdmIRE.add_param_group`; a group with a base of its own gets the defaults of that base."""
@@ -122,6 +138,9 @@ class SAMIRE(IREOptimizer):
         if group["perturbation"] not in ("gradient", "random"):
             raise ValueError(f"Invalid perturbation value: {group['perturbation']!r} (expected 'gradient' or 'random')")
 
+    def _backup_of(self, param: Tensor) -> Tensor | None:
+        return buffer_for(self._buffers, param)
+
     @property
     def is_perturbed(self) -> bool:
         """Whether the parameters stand at theta + e: between ``first_step()`` and the step."""
@@ -130,12 +149,19 @@ class SAMIRE(IREOptimizer):
     @property
     def _perturbed(self) -> dict[Tensor, Tensor]:
         """Parameters that stand at theta + e, with theta; empty between steps. No state: it does not outlive a step."""
-        return self._own.setdefault("_moved", {})  # type: ignore[no-any-return]
+        moved: dict[Tensor, Tensor] = self._own.setdefault("_moved", {})
+        if self._pass_in_graph["moved"]:  # a compiled first_step moves all trainable parameters, and notes no more
+            params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+            moved.update({param: self._buffers[param] for param in params})
+            norm = self._pass_in_graph["norm"]
+            self._own["_first_norm"], self._own["_first_pass"] = norm, FirstPass(norm, None, None)
+            self._pass_in_graph.update(moved=False, norm=None)
+        return moved
 
     @property
     def _is_perturbed(self) -> bool:
         # not whether there are backups: of sharded parameters this rank may have no part that moved
-        return "_first_norm" in self._own
+        return self._pass_in_graph["moved"] or "_first_norm" in self._own
 
     @property
     def _buffers(self) -> dict[Tensor, Tensor]:
@@ -176,6 +202,16 @@ class SAMIRE(IREOptimizer):
         A norm that is not finite moves nothing. Cost: 20 bytes of traffic a float32 parameter. Of sharded parameters
         the norm is that over all ranks: all have to call, also one without a gradient.
         """
+        if torch.compiler.is_compiling():
+            perturbed = self._pass_in_graph["moved"]
+            if not perturbed and scaler is None and is_traceable_perturbation(self.param_groups):
+                perturb_in_graph(self)
+                if zero_grad:
+                    for _, _, param in indexed_parameters(self.param_groups):
+                        param.grad = None
+            else:
+                outside_graph(functools.partial(self.first_step, zero_grad, scaler=scaler))
+            return
         if self._is_perturbed:
             raise RuntimeError(f"{type(self).__name__}.first_step(): called twice; call second_step() or step() first")
         check_capture(type(self).__name__, self.param_groups)
@@ -226,7 +262,7 @@ class SAMIRE(IREOptimizer):
         Raises:
             RuntimeError: ``first_step`` has not been called.
         """
-        if not self._is_perturbed:
+        if not self._pass_in_graph["moved"] and not self._is_perturbed:
             raise RuntimeError(f"{type(self).__name__}.second_step(): call first_step() first")
         self.step()
         if zero_grad:
@@ -265,6 +301,11 @@ class SAMIRE(IREOptimizer):
         Raises:
             RuntimeError: The perturbed call of the closure left no gradient. The parameters are theta then.
         """
+        if torch.compiler.is_compiling():
+            if closure is None and self._pass_in_graph["moved"] and is_traceable_perturbation(self.param_groups):
+                return_in_graph(self, getattr(self, "found_inf", None))
+                return None
+            return outside_graph(self.step, closure)  # type: ignore[no-any-return]
         # whether the gradients of the perturbed pass are there, or are up to one call of the closure
         second = self._own.pop("_gradients_taken", False) or self._is_perturbed
         if closure is None:
@@ -296,10 +337,10 @@ class SAMIRE(IREOptimizer):
 
     def _step_from_backups(self) -> None:
         found_inf = getattr(self, "found_inf", None)
+        moved = dict(self._perturbed)
         first_pass = self._own.pop("_first_pass", None)
         if first_pass is not None:  # one that is not finite skips the step as a second one does
             found_inf = first_pass.found_inf(self, found_inf)
-        moved = dict(self._perturbed)
         if not self._is_perturbed:
             self._step(None, found_inf)
             return

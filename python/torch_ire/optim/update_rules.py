@@ -10,9 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire import ops, reference
 from torch_ire.optim.batches import Batch
 from torch_ire.optim.rounding import kept_keys, kept_lists, prepare_kept
 from torch_ire.optim.sharding import local_part, wrapped_like
+
+
+def functions_of(group: Mapping[str, Any]) -> ModuleType:
+    """The operators that a group asks for; :mod:`torch_ire.ops` falls back to the reference by itself."""
+    return reference if group.get("implementation") == "reference" else ops
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
