@@ -135,11 +135,23 @@ def test_keyboard_interrupt_returns_what_there_is():
         lanczos(CallableOperator(product, 300, dtype=torch.float64), 5)
 
 
-def test_asymmetry_is_detected_and_said():
+@pytest.mark.parametrize("solver", [lanczos, power_iteration])
+def test_asymmetry_is_detected_and_said(solver):
     matrix = rotated(linspace(0, 1, 100))
     matrix[3, 7] += 0.5
-    with pytest.raises(ValueError, match="not symmetric"):
-        lanczos(matrix, 3)
+    with pytest.raises(ValueError, match=r"not symmetric: v\d \. H v"):
+        solver(matrix, 3)
+
+
+def test_what_counts_as_rounding_can_be_set():
+    """Products of a closure under autocast are good to a few per mille."""
+    matrix = rotated(linspace(0, 1, 100))
+    operator = CallableOperator(lambda v: (matrix @ v).bfloat16().double(), 100, dtype=torch.float64)
+    with pytest.raises(ValueError, match="symmetry_tolerance"):
+        lanczos(operator, 3)
+    operator.symmetry_tolerance = 0.02
+    values = lanczos(operator, 3, tol=1e-2).ritz_values
+    torch.testing.assert_close(values, expected(matrix, 3, "largest"), rtol=2e-2, atol=0)
 
 
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])

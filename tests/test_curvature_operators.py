@@ -317,6 +317,29 @@ def test_closure_without_a_scalar_graph_is_refused(loss):
         HessianOperator(lambda: loss(theta), [theta]).matvec(torch.ones(2))
 
 
+def test_backward_in_the_closure_is_explained():
+    theta = torch.ones(2, requires_grad=True)
+
+    def closure():
+        loss = (theta**3).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"leave \.backward"):
+        HessianOperator(closure, [theta]).matvec(torch.ones(2))
+
+
+def test_a_bfloat16_model_counts_as_symmetric():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(16, 5).bfloat16(), torch.randn(64, 16), torch.randint(0, 5, (64,))
+    wide = nn.Linear(16, 5)
+    wide.load_state_dict(model.state_dict())
+    half = HessianOperator(lambda: cross_entropy(model(x.bfloat16()).float(), y), model.parameters())
+    exact = HessianOperator(closure_of(wide, x, y), wide.parameters())
+    values = lanczos(half, 3, tol=1e-2).ritz_values
+    torch.testing.assert_close(values, lanczos(exact, 3, tol=1e-2).ritz_values, rtol=3e-2, atol=0)
+
+
 class OnceOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -171,6 +171,41 @@ def test_refresh_runs_lanczos_where_the_basis_is_stale_or_when_due():
     assert projector.refresh(full=True).num_matvecs > 3
 
 
+def test_refresh_refuses_an_operator_that_is_not_symmetric():
+    matrix = rotated([30.0, 20.0, 10.0, *linspace(0, 1, 97)])
+    projector = FlatProjector.from_operator(CallableOperator(lambda v: matrix @ v, 100, dtype=torch.float64), 3)
+    kept = projector.basis.clone()
+    matrix += 20.0 * torch.outer(kept[0], kept[1])
+    with pytest.raises(ValueError, match="not symmetric"):
+        projector.refresh()
+    assert torch.equal(projector.basis, kept)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_interrupted_refresh_keeps_the_basis_and_stops_the_run_around_it(full):
+    calls = []
+
+    def product(v):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return torch.linspace(0, 1, 300, dtype=torch.float64) ** 4 * v
+
+    stop = -1
+    projector = FlatProjector.from_operator(CallableOperator(product, 300, dtype=torch.float64), 3)
+    kept, pairs, stop = projector.basis.clone(), projector.eigenpairs, len(calls) + 3
+    with pytest.raises(KeyboardInterrupt):
+        projector.refresh(full=full)
+    assert torch.equal(projector.basis, kept)
+    assert projector.eigenpairs is pairs
+
+
+def test_directions_that_are_not_good_are_said():
+    diagonal = torch.linspace(0.99, 1, 3000)
+    with pytest.warns(UserWarning, match=r"10 of 10 directions, .* \(out of products\)"):
+        FlatProjector.from_operator(torch.diag(diagonal), m=10, tol=1e-9)
+
+
 def test_full_refresh_sees_what_rose_outside_the_basis():
     diagonal = torch.cat([torch.tensor([9.0, 8.0]), torch.linspace(0, 1, 98)]).double()
     projector = FlatProjector.from_operator(CallableOperator(lambda v: diagonal * v, 100, dtype=torch.float64), 2)

@@ -11,6 +11,7 @@ import torch
 
 from curvature_problems import linspace, rotated
 from torch_ire.curvature import (
+    CallableOperator,
     FlatProjector,
     HessianOperator,
     SharpnessTracker,
@@ -151,6 +152,22 @@ def test_tracker(tmp_path):
     assert [float(r["lambda_max"]) for r in rows] == [r.lambda_max for r in tracker.history]
     assert {name for name, _, _ in writer.scalars} == {"curvature/lambda_max", "curvature/limit", "curvature/trace"}
     assert tracker.plot().get_ylabel() == "curvature"
+
+
+def test_interrupting_a_measurement_interrupts_training(tmp_path):
+    calls = []
+
+    def product(v):
+        calls.append(1)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return torch.linspace(0, 1, 300) * v
+
+    tracker = SharpnessTracker(CallableOperator(product, 300), every=1, csv_path=tmp_path / "sharpness.csv")
+    with pytest.raises(KeyboardInterrupt):
+        tracker.update(0)
+    assert tracker.history == []
+    assert not (tmp_path / "sharpness.csv").exists()
 
 
 def test_tracker_alone_and_wrong():

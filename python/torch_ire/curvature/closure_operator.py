@@ -43,6 +43,9 @@ class ClosureOperator(Operator):
         self._params = list(self._named.values())
         self.layout = FlatLayout(self._params)
         super().__init__(self.layout.size, self.layout.dtype, self.layout.device)
+        # Products are as good as the coarsest parameter's gradient, whatever the dtype of the flat vectors.
+        coarsest = max(torch.finfo(dtype).eps for dtype in self.layout.dtypes)
+        self.symmetry_tolerance = max(self.symmetry_tolerance, coarsest**0.5)
         for name, param in self._named.items():
             if not param.requires_grad:
                 raise ValueError(
@@ -189,6 +192,8 @@ def explained_double_backward() -> Iterator[None]:
     except RuntimeError as failure:
         text = str(failure)
         missing = "derivative for" in text and "not implemented" in text
+        if "backward through the graph a second time" in text:
+            raise RuntimeError(f"{text}\nThe closure must return the loss and leave .backward() out") from failure
         once = "once_differentiable" in text or "double backward" in text.lower()
         forward = "forward AD" in text or "forward-mode AD" in text
         if missing or once or forward:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -114,12 +115,22 @@ class FlatProjector:
         Raises:
             ValueError: where m is out of range, or what `lanczos` raises.
 
+        Warns:
+            UserWarning: where `lanczos` was interrupted or ran out of products; the projector removes what it has.
+
         Cost: that of `lanczos`; m p stored.
         """
         H = as_operator(operator, size=size)
         if not 1 <= m < H.size:
             raise ValueError(f"m: expected 1 to {H.size - 1} (below the operator's size {H.size}), got {m}")
         pairs = lanczos(H, m, tol=tol, seed=seed, progress=progress)
+        if not pairs.converged:
+            warnings.warn(
+                f"FlatProjector: {len(pairs.basis)} of {m} directions, to a relative error of up to "
+                f"{float((pairs.error_bounds / pairs.ritz_values.abs()).max()):.1e} instead of {tol:.1e} "
+                f"({'interrupted' if pairs.interrupted else 'out of products'})",
+                stacklevel=2,
+            )
         if params is None and isinstance(H, ClosureOperator):
             params = H.params
         projector = cls(
@@ -230,6 +241,7 @@ class FlatProjector:
 
         Raises:
             RuntimeError: without an operator (made from a bare basis, or unpickled).
+            KeyboardInterrupt: on Ctrl-C, which leaves the basis as it was.
 
         Cost: m products and m vectors of memory, or those of a warm-started `lanczos` beside it.
         """
@@ -248,6 +260,8 @@ class FlatProjector:
                 pairs = lanczos(
                     self._operator, self.m, tol=self._tol, warm_start=pairs, verify=False, progress=progress
                 )
+        if pairs.interrupted:
+            raise KeyboardInterrupt  # Ctrl-C is meant for the training run around this; the basis stays
         self.eigenpairs = pairs
         self._set_basis(pairs.basis)
         return pairs

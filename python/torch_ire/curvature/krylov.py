@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.curvature.basis_rows import BasisRows, RoundedRows
-from torch_ire.curvature.operator import Operator
+from torch_ire.curvature.operator import Operator, asymmetry
 from torch_ire.curvature.probes import ProbeSource
 
 __all__ = ["KrylovSpace"]
@@ -103,10 +103,7 @@ class KrylovSpace:
         excess = (measured - self.coupling).abs() - slack
         if bool((excess > 0).any()):
             row = int(excess.argmax())
-            raise ValueError(
-                f"the operator is not symmetric: v{row} . H v{self.size} = {float(measured[row]):.6g}, but "
-                f"v{self.size} . H v{row} = {float(self.coupling[row]):.6g} (norm of H at least {self.scale:.3g})"
-            )
+            raise asymmetry(row, self.size, float(measured[row]), float(self.coupling[row]), self.scale)
 
     def residual_norms(self, coefficients: Tensor) -> Tensor:
         """||H x - theta x|| of Ritz vectors with these coefficient columns, (size, n); upper bounds after a lock."""

@@ -40,7 +40,8 @@ class Operator(ABC):
         Golub, Van Loan, Matrix Computations (2013), chapter 10: methods that need products only.
     """
 
-    #: largest difference between v_i.Hv_j and v_j.Hv_i, relative to the norm of H, that is taken for rounding
+    #: largest difference between v_i.Hv_j and v_j.Hv_i, relative to the norm of H, that is taken for rounding; may be
+    #: set, for a closure that computes in low precision (autocast)
     symmetry_tolerance: float
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -101,6 +102,21 @@ class Operator(ABC):
         """Hold the point of linearization: inside, the parameters must not change. Nests."""
         yield self
 
+    def check_symmetric(self, small: Tensor, scale: float) -> None:
+        """Refuse an operator whose small matrix rows . H . rows^T is not symmetric up to rounding.
+
+        Args:
+            small: (m, m), entry (i, j) is v_i . H v_j for unit vectors.
+            scale: a lower bound of the norm of H.
+
+        Raises:
+            ValueError: naming the pair that differs most.
+        """
+        excess = (small - small.T).abs() - self.symmetry_tolerance * scale
+        if bool((excess > 0).any()):
+            i, j = divmod(int(excess.argmax()), len(small))
+            raise asymmetry(i, j, float(small[i, j]), float(small[j, i]), scale)
+
     def dense(self) -> Tensor:
         """The (p, p) matrix, by p products: for tests and small models."""
         return self @ torch.eye(self.size, dtype=self.dtype, device=self.device)
@@ -115,6 +131,15 @@ class Operator(ABC):
 
         numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
         return LinearOperator(self.shape, matvec=product, rmatvec=product, dtype=numpy_dtype)
+
+
+def asymmetry(i: int, j: int, one: float, other: float, scale: float) -> ValueError:
+    """The error that names two products that should agree."""
+    return ValueError(
+        f"the operator is not symmetric: v{i} . H v{j} = {one:.6g}, but v{j} . H v{i} = {other:.6g} "
+        f"(norm of H at least {scale:.3g}). Products in low precision (autocast) can do this too: set the operator's "
+        "symmetry_tolerance, relative to its norm, to what they are good to"
+    )
 
 
 class CallableOperator(Operator):

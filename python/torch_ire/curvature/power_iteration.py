@@ -124,6 +124,7 @@ class _Block:
         self._residuals: list[float] = []
         self._bounds: list[float] = []
         self._shift = 0.0
+        self._scale = 0.0  # a lower bound of the norm of H
 
     def iterate(self) -> None:
         """One multiplication of the block, its Ritz pairs, and the next block."""
@@ -131,6 +132,8 @@ class _Block:
         if not bool(torch.isfinite(products).all()):
             raise FloatingPointError(f"matvec {self._H.num_matvecs}: the operator returned nan or inf")
         small = (self.rows @ products.T).to(torch.float64).cpu()
+        self._scale = max(self._scale, float(torch.linalg.vector_norm(products, dim=1).max()))
+        self._H.check_symmetric(small, self._scale)
         values, turn = torch.linalg.eigh((small + small.T) / 2)
         order = self._order(values)
         values, turn = values[order], turn[:, order].to(self.rows)

@@ -33,6 +33,7 @@ def rayleigh_ritz(operator: Operator, rows: Tensor, *, tol: float, unwanted_valu
 
     Raises:
         FloatingPointError: where the operator returns nan or inf.
+        ValueError: where it is found not symmetric.
 
     Cost: m products, 2 m p memory.
     """
@@ -42,6 +43,7 @@ def rayleigh_ritz(operator: Operator, rows: Tensor, *, tol: float, unwanted_valu
     if not bool(torch.isfinite(products).all()):
         raise FloatingPointError(f"matvec {operator.num_matvecs}: the operator returned nan or inf")
     small = (rows @ products.T).to(torch.float64).cpu()
+    operator.check_symmetric(small, float(torch.linalg.vector_norm(products, dim=1).max()))
     values, turn = torch.linalg.eigh((small + small.T) / 2)
     values, turn = values.flip(0), turn.flip(1).to(rows)
     vectors, products = turn.T @ rows, turn.T @ products

@@ -118,13 +118,15 @@ class SharpnessTracker:
         return self.measure(step) if step % self._every == 0 else None
 
     def measure(self, step: int) -> SharpnessRecord:
-        """Measure now."""
+        """Measure now. Ctrl-C passes through, and leaves the record out."""
         before = self._operator.num_matvecs
         with self._operator.linearized():
             pairs = lanczos(self._operator, self._k, tol=self._tol, warm_start=self._last, verify=False, progress=False)
             estimate = None
             if self._trace_matvecs:
                 estimate = trace(self._operator, num_matvecs=self._trace_matvecs, seed=step, progress=False)
+        if pairs.interrupted or (estimate is not None and estimate.interrupted):
+            raise KeyboardInterrupt  # Ctrl-C is meant for the training run around this
         self._last = pairs
         lr = self._lr() if callable(self._lr) else self._lr
         record = SharpnessRecord(
