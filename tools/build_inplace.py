@@ -1,6 +1,6 @@
 """Build the native library of this checkout into python/torch_ire, for development without installing.
 
-    python tools/build_inplace.py [--sanitize] [--cuda ON|OFF|AUTO] [--build-dir build/inplace]
+    python tools/build_inplace.py [--sanitize] [--cuda ON|OFF|AUTO] [--architectures 90]
 
 Afterwards `PYTHONPATH=python` runs the checkout; a rebuild takes only what changed.
 """
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sanitize", action="store_true", help="AddressSanitizer and UndefinedBehaviorSanitizer")
     parser.add_argument("--cuda", default="AUTO", choices=["AUTO", "ON", "OFF"])
+    parser.add_argument("--architectures", default=None, help="of the GPUs, as CMake takes them: 90, or 80-real;90")
     parser.add_argument("--build-dir", type=Path, default=None)
     parser.add_argument("--dest", type=Path, default=ROOT / "python" / "torch_ire")
     args = parser.parse_args()
@@ -41,6 +42,7 @@ def main() -> None:
         f"-DTORCH_IRE_CUDA={args.cuda}",
         f"-DTORCH_IRE_SANITIZE={'ON' if args.sanitize else 'OFF'}",
         "-DTORCH_IRE_WERROR=ON",
+        *([f"-DCMAKE_CUDA_ARCHITECTURES={args.architectures}"] if args.architectures else []),
     ]  # fmt: skip
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", str(build)], check=True)
