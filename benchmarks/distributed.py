@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=25)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # as on each rank; it is what the results say of them
     for part in args.only:
         ranks = run(part, args.repeats)
         results = {}

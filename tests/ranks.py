@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -35,8 +34,11 @@ class RanksFailedError(AssertionError):
     """What went wrong, rank by rank."""
 
 
-def _serve(connection: Connection, rank: int, world_size: int, backend: str, folder: str) -> None:
+def _serve(
+    connection: Connection, rank: int, world_size: int, backend: str, folder: str, measuring: dict[str, str]
+) -> None:
     """The life of one rank: joins the process group, then runs what it is sent."""
+    coverage = _start_coverage(measuring)
     torch.set_num_threads(1)
     with (Path(folder) / f"stack{rank}").open("w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
@@ -63,16 +65,19 @@ def _serve(connection: Connection, rank: int, world_size: int, backend: str, fol
             connection.send_bytes(answer)
         dist.destroy_process_group()
         faulthandler.unregister(signal.SIGUSR1)
-    _save_coverage()
+    if coverage is not None:  # a forked process ends without the exit handlers in which this would be done
+        coverage.stop()
+        coverage.save()
 
 
-def _save_coverage() -> None:
-    # a forked process ends without the exit handlers in which coverage would do this
-    coverage = sys.modules.get("coverage")
-    measuring = coverage.Coverage.current() if coverage else None
-    if measuring is not None:
-        measuring.stop()
-        measuring.save()
+def _start_coverage(measuring: dict[str, str]) -> Any:
+    """Measures the coverage of this process where pytest-cov does so in the parent."""
+    if not measuring:
+        return None
+    os.environ.update(measuring)
+    from coverage import process_startup
+
+    return process_startup()
 
 
 class Ranks:
@@ -115,14 +120,19 @@ class Ranks:
             ["torch", "torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint"]
         )
         self._folder = tempfile.TemporaryDirectory(prefix="ranks")
-        for rank in range(self.world_size):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, rank, self.world_size, self.backend, self._folder.name)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._connections.append(ours)
+        # the server itself measures no coverage: it ends after pytest has collected what there is
+        measuring = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("COVERAGE_PROCESS")}
+        try:
+            for rank in range(self.world_size):
+                ours, theirs = context.Pipe()
+                arguments = (theirs, rank, self.world_size, self.backend, self._folder.name, measuring)
+                process = context.Process(target=_serve, args=arguments, daemon=True)
+                process.start()
+                theirs.close()
+                self._processes.append(process)
+                self._connections.append(ours)
+        finally:
+            os.environ.update(measuring)
         assert self._collect(timeout=120.0) == [STARTED] * self.world_size
 
     def _collect(self, timeout: float) -> list[Any]:

@@ -26,7 +26,7 @@ CASE = dict(zip(IDS, CASES, strict=True))
 IRE_ARGUMENTS = {"kappa": 2.0, "gamma": 0.6, "mask_interval": 4}
 AVERAGED = {**IRE_ARGUMENTS, "curvature_beta": 0.5}
 # optimizer -> how it is made; the handles of IRE(...) go last
-KINDS = ["AdmIRE", "SGDIRE", "SGDIRE-plain", "SAMIRE-adamw", "IRE(NAdam)", "IRE(SGD)"]
+KINDS = ["AdmIRE", "SGDIRE", "SGDIRE-plain", "SAMIRE-adamw", "AdmIRE bfloat16", "IRE(NAdam)", "IRE(SGD)"]
 
 
 class Run:
@@ -35,6 +35,9 @@ class Run:
     def __init__(self, device: torch.device, kind: str, seed: int, way: str = "fsdp", **changes: Any) -> None:
         torch.manual_seed(seed)
         model = model_of(device)
+        kind, _, dtype = kind.partition(" ")
+        self.dtype = torch.bfloat16 if dtype else torch.float32
+        model.to(self.dtype)
         with torch.no_grad():
             for p in model.parameters():
                 p += 0.01 * seed
@@ -59,6 +62,7 @@ class Run:
     def _train(self, steps: range) -> None:
         for step in steps:
             x, y = batch(step, self.rank, self.parts, self.device)
+            x = x.to(self.dtype)
             if self.handle.mask_due():
                 self.backward(torch_ire.sampled_cross_entropy(self.model(x)))
                 self.handle.update_mask()

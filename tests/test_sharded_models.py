@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from benchmarks.traffic import Traffic
 from torch import Tensor, nn
 
 import torch_ire
@@ -204,6 +205,31 @@ def gradients_scaled(device: torch.device) -> list[float]:
 def test_a_grad_scaler_over_shards(ranks):
     for result in ranks(2).run(gradients_scaled):
         assert result == [8.0, 8.0, 4.0, 4.0, True]
+
+
+def skipped_by_itself(device: torch.device, name: str) -> None:
+    """The same without a scaler: one rank sees the overflow, all ranks leave out the step."""
+    model, rank, parts = sharded(model_of(device), "fsdp", device)
+    optimizer = CASE[name](model.parameters(), lr=0.05, curvature="random", skip_nonfinite=True)
+    for step in range(4):
+        x, y = batch(step, rank, parts, device)
+        before = [full(p).clone() for p in model.parameters()]
+        F.cross_entropy(model(x), y).backward()
+        if step == 1 and dist.get_rank() == 0:
+            next(model.parameters()).grad.to_local()[0, 0] = torch.nan
+        with Traffic() as traffic:
+            optimizer.step()
+        assert traffic.payload == 4
+        optimizer.zero_grad()
+        after = [full(p) for p in model.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) == (step == 1)
+        assert bool(optimizer.last_step_skipped) == (step == 1)
+    optimizer.check_replicas()
+
+
+@pytest.mark.parametrize("case", ["AdmIRE", "SGDIRE"])
+def test_an_overflow_on_one_rank_skips_on_all(ranks, case):
+    ranks(2).run(skipped_by_itself, case)
 
 
 def test_hutchinson_over_tensor_parallel_layers(ranks):

@@ -218,6 +218,25 @@ def equals_one_process_with_zeros(
     assert_same(twins, *pair)
 
 
+def low_precision(device: torch.device, name: str, rounding: str) -> list[list[float]]:
+    twins = Twins(device, ["hybrid", "rows of columns", "plain", "rows"], torch.bfloat16)
+    pair = make(twins, name, "fisher", rounding=rounding)
+    train(twins, pair, 5)
+    pair[0].check_replicas()
+    if rounding != "stochastic":  # which draws by shard
+        assert_same(twins, *pair)
+    return [gathered(part.detach()).double().flatten().tolist() for part in twins.parts]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan", "master"])
+@pytest.mark.parametrize("case", ["AdmIRE", "SAMIRE-sgd"])
+def test_rounding_over_shards(ranks, case, rounding):
+    results = ranks(4).run(low_precision, case, rounding)
+    assert all(result == results[0] for result in results)
+    if rounding == "stochastic":
+        assert results[0] != ranks(4).run(low_precision, case, "nearest")[0]
+
+
 def loads_what_it_saved(device: torch.device, name: str) -> None:
     """A state dict of shards, of whole tensors, and of other shards: all load, and training goes on as it would."""
     ways = meshes(device)
