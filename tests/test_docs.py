@@ -19,6 +19,7 @@ import pytest
 import cases
 import torch_ire
 from layout import ROOT
+from trainers import need
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGE_IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -200,7 +201,7 @@ def test_examples_run(test: doctest.DocTest) -> None:
 
 @pytest.mark.parametrize("name", NEED_TRAINERS)
 def test_integrations_are_documented(name: str) -> None:
-    pytest.importorskip(NEED_TRAINERS[name], reason="needs the extra `trainers`")
+    need(NEED_TRAINERS[name])
     module = importlib.import_module(name)
     for public in module.__all__:
         found = sections(getattr(module, public).__doc__)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from layout import ROOT
+from trainers import need
 
 EXAMPLES = ROOT / "examples"
 LIMIT = 240.0  # seconds
@@ -71,7 +72,7 @@ def test_every_example_is_run_and_linked() -> None:
 
 def test_the_trainer_of_transformers_on_two_ranks(tmp_path: Path) -> None:
     """The masks' pass goes by the DDP that the Trainer has put around the model; the example compares the replicas."""
-    pytest.importorskip("transformers", reason="needs the extra `trainers`")
+    need("transformers")
     printed = torchrun("hf_trainer.py", "--steps", "40", folder=tmp_path)
     first, last = (number(pattern, printed) for pattern in (r"loss ([\d.]+) ->", r"-> ([\d.]+) in 40 steps"))
     assert last < 0.8 * first
@@ -79,7 +80,7 @@ def test_the_trainer_of_transformers_on_two_ranks(tmp_path: Path) -> None:
 
 
 def test_lightning_with_sam_on_two_ranks(tmp_path: Path) -> None:
-    pytest.importorskip("lightning", reason="needs the extra `trainers`")
+    need("lightning")
     printed = run("lightning_trainer.py", "--sam", "--devices", "2", "--epochs", "2", folder=tmp_path)
     assert number(r"test accuracy ([\d.]+) after", printed) > 0.85
     assert number(r"flat share ([\d.]+)", printed) == pytest.approx(0.8, abs=0.002)
@@ -87,7 +88,7 @@ def test_lightning_with_sam_on_two_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("--sam",)])
 def test_accelerate(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    pytest.importorskip("accelerate", reason="needs the extra `trainers`")
+    need("accelerate")
     printed = run("accelerate_loop.py", "--epochs", "2", *arguments, folder=tmp_path)
     losses = [float(loss) for loss in re.findall(r"epoch \d: loss ([\d.]+)", printed)]
     assert losses[1] < 0.5 * losses[0]

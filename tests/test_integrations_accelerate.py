@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import torch_ire
+from trainers import need
 
-pytest.importorskip("accelerate", reason="needs the extra `trainers`")
+need("accelerate")
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -27,8 +28,9 @@ FLAT = pytest.approx(0.82, abs=0.03)
 
 
 @pytest.fixture(autouse=True)
-def same_labels_in_any_order() -> None:
+def same_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     torch_ire.default_label_generator.manual_seed(0)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)  # which a Trainer's arguments may leave
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 
 import torch_ire
 from torch_ire.model_outputs import predict
+from trainers import need
 
-transformers = pytest.importorskip("transformers", reason="needs the extra `trainers`")
+need("transformers")
 
-from torch_ire.integrations.hugging_face import MaskRefreshCallback  # noqa: E402
+import transformers
+
+from torch_ire.integrations.hugging_face import MaskRefreshCallback
 
 VOCABULARY, LENGTH, PADDING = 29, 10, 0
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -49,8 +52,9 @@ FLAT = pytest.approx(0.82, abs=0.03)
 
 
 @pytest.fixture(autouse=True)
-def same_labels_in_any_order() -> None:
+def same_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     torch_ire.default_label_generator.manual_seed(0)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)  # which a Trainer's arguments may leave
 
 
 @pytest.fixture(scope="module", autouse=True)

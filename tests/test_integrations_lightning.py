@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import torch_ire
+from trainers import need
 
-pytest.importorskip("lightning.pytorch", reason="needs the extra `trainers`")
+need("lightning")
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import MixedPrecision
