@@ -8,6 +8,7 @@ from torch_ire import ops, reference
 from torch_ire.batch_norm import frozen_batch_norm
 from torch_ire.configuration import show_config
 from torch_ire.mask_pass import ire_of, refresh_mask
+from torch_ire.monitoring import log_summary, scalars
 from torch_ire.optim import IRE, SAMIRE, SGDIRE, AdmIRE
 from torch_ire.sampled_loss import LabelGenerator, default_label_generator, sampled_cross_entropy
 
@@ -34,9 +35,11 @@ __all__ = [
     "default_label_generator",
     "frozen_batch_norm",
     "ire_of",
+    "log_summary",
     "ops",
     "reference",
     "refresh_mask",
     "sampled_cross_entropy",
+    "scalars",
     "show_config",
 ]
