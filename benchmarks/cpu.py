@@ -1,6 +1,6 @@
 """Steps, mask refresh, SAM and label sampling on the CPU, against what torch offers, in one process.
 
-    python -m benchmarks.cpu [--only steps refresh sam sampling memory] [--repeats 25]
+    python -m benchmarks.cpu [--only steps rounding refresh sam sampling memory] [--repeats 25]
 
 Every ratio is ours over theirs within one round of interleaved runs, the median over the rounds. Results go to
 benchmarks/results/cpu.json.
@@ -34,11 +34,11 @@ MODELS = {
 }
 
 
-def parameters(name: str) -> list[torch.nn.Parameter]:
+def parameters(name: str, dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in MODELS[name]]
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in MODELS[name]]
     for p in params:
-        p.grad = torch.randn(p.shape, generator=generator)
+        p.grad = torch.randn(p.shape, generator=generator).to(dtype)
     return params
 
 
@@ -72,6 +72,25 @@ def steps(repeats: int) -> dict[str, Any]:
         )
         measured = interleaved({"SGDIRE": repeated(ours.step), "torch SGD fused": repeated(theirs.step)}, repeats)
         results[f"SGDIRE step, {model}"] = report(f"SGDIRE step, {model}", *measured)
+    return results
+
+
+def rounding(repeats: int) -> dict[str, Any]:
+    """bfloat16 weights, of which torch rounds the moments too; then a look at gradients for what is not finite."""
+    model = "58 M in 75 tensors"
+    results = {}
+    for kind in ("nearest", "stochastic", "kahan", "master"):
+        ours = masked(torch_ire.AdmIRE(parameters(model, torch.bfloat16), lr=1e-6, rounding=kind))
+        theirs = torch.optim.AdamW(parameters(model, torch.bfloat16), lr=1e-6, fused=True)
+        measured = interleaved({"AdmIRE": repeated(ours.step), "torch AdamW fused": repeated(theirs.step)}, repeats)
+        name = f'AdmIRE step, bfloat16, rounding="{kind}", {model}'
+        results[name] = report(name, *measured)
+        del ours, theirs
+    ours = masked(torch_ire.AdmIRE(parameters(model), lr=1e-6, skip_nonfinite=True))
+    theirs = torch.optim.AdamW(parameters(model), lr=1e-6, fused=True)
+    measured = interleaved({"AdmIRE": repeated(ours.step), "torch AdamW fused": repeated(theirs.step)}, repeats)
+    name = f"AdmIRE step, skip_nonfinite=True, {model}"
+    results[name] = report(name, *measured)
     return results
 
 
@@ -169,7 +188,7 @@ def report(name: str, times: dict[str, dict[str, float]], ratio: float) -> dict[
     return {"seconds": times, "ratio": ratio}
 
 
-PARTS = {"steps": steps, "refresh": refresh, "sam": sam, "sampling": sampling, "memory": memory}
+PARTS = {"steps": steps, "rounding": rounding, "refresh": refresh, "sam": sam, "sampling": sampling, "memory": memory}
 
 
 def main() -> None:

@@ -304,3 +304,15 @@ def test_lanczos_step(dtype: torch.dtype, size: int, rows: int, threads: int, de
         torch.testing.assert_close(
             actual[0].double(), expected[0].double(), rtol=2.0**-7 * (dtype == torch.bfloat16), atol=2e-6
         )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_found_nonfinite(dtype: torch.dtype, offset: int, device: str) -> None:
+    """In the last element of the last tensor, beyond vectors and chunks and, for float32, in a second launch."""
+    tensors = Lists((*SIZES, *MANY, *MANY) if dtype == torch.float32 else SIZES, dtype, offset).normal()
+    assert run_on(device, "found_nonfinite", ((tensors,), {}))[0].item() == 0.0
+    for bad in (torch.nan, -torch.inf):
+        tensors[-1][-1] = bad
+        assert run_on(device, "found_nonfinite", ((tensors,), {}))[0].item() == 1.0
