@@ -239,6 +239,20 @@ def test_bf16_autocast_reaches_the_pass_of_the_mask():
     assert torch_ire.ire_of(loop.optimizer).ire_summary()["flat_share"] == FLAT
 
 
+def test_numbers_reach_the_trackers_of_accelerate(tmp_path: Path):
+    """TensorBoard, by Accelerate's own log()."""
+    need("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loop = Loop(adm_ire(), log_with="tensorboard", project_dir=str(tmp_path))
+    loop.accelerator.init_trackers("run")
+    loop.run(0, 2)
+    torch_ire.log_summary(torch_ire.ire_of(loop.optimizer), loop.accelerator, step=1)
+    loop.accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("ire/flat_share")] == [(1, FLAT)]
+
+
 def test_a_gradscaler_in_the_wrapper():
     """An overflow leaves parameters, moments and step counts alone; the next step is taken."""
     from accelerate.optimizer import AcceleratedOptimizer

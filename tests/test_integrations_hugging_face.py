@@ -269,6 +269,17 @@ def test_evaluation_batches_are_not_looked_at(tmp_path):
     assert len(run.model._forward_pre_hooks) == 1  # the one that this file has put there
 
 
+@pytest.mark.parametrize("curvature", ["fisher", "second_moment"])
+def test_numbers_reach_the_log_of_the_trainer(tmp_path, curvature):
+    """After each step with a refreshed mask, also one that step() has refreshed itself."""
+    run = Run(tmp_path, **adm_ire(mask_interval=4, curvature=curvature))
+    run.trainer.add_callback(MaskRefreshCallback(log=run.trainer.log))
+    run.train()
+    logged = [entry for entry in run.trainer.state.log_history if "ire/flat_share" in entry]
+    assert [entry["step"] for entry in logged] == [1, 5, 9]
+    assert all(entry["ire/flat_share"] == FLAT and entry["ire/kappa_eff"] == 2.0 for entry in logged)
+
+
 def heads() -> dict[str, Any]:
     bert = functools.partial(transformers.BertConfig, **SMALL, intermediate_size=24, max_position_embeddings=32)
     gpt2 = transformers.GPT2Config(

@@ -355,6 +355,32 @@ def test_modules_without_a_forward_and_optimizers_without_ire():
         train(Module(lambda params: torch.optim.AdamW(params)), callbacks=[IRECallback()])
 
 
+@pytest.mark.parametrize("curvature", ["fisher", "second_moment"])
+def test_numbers_reach_the_loggers(curvature):
+    """Through the module's own log_dict() after each refresh, whoever made it; Lightning repeats the last numbers."""
+    steps, logged = [], []
+
+    class Logs(Module):
+        def log_dict(self, numbers, **options):
+            steps.append(self.trainer.global_step)
+            super().log_dict(numbers, **options)
+
+    class Remember(pl.loggers.logger.Logger):
+        name, version = "remember", 0
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+        def log_metrics(self, metrics, step=None):
+            logged.append((step, metrics["ire/flat_share"], metrics["ire/kappa_eff"]))
+
+    module = Logs(adm_ire(mask_interval=4, curvature=curvature))
+    trainer = train(module, callbacks=[IRECallback(log=True)], logger=Remember(), log_every_n_steps=1)
+    assert steps == [1, 5, 9]
+    assert logged == [(step, FLAT, 2.0) for step in range(12)]
+    assert float(trainer.callback_metrics["ire/flat_share"]) == FLAT
+
+
 def test_several_optimizers_under_one_handle():
     class Two(ByHand):
         def training_step(self, batch, batch_idx):

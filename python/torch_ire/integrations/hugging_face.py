@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from torch_ire.integrations.refreshes import Refreshes
 from torch_ire.mask_pass import ire_of, refresh_mask
 from torch_ire.sampled_loss import LabelGenerator
 
@@ -34,6 +35,8 @@ class MaskRefreshCallback(TrainerCallback):
         ignore_index: The label of positions to leave out.
         generator: Where the labels' random numbers come from; ``None``: ``torch_ire.sampled_loss``'s own, whose
             position the Trainer's checkpoints hold as part of the optimizer.
+        log: Gets :func:`torch_ire.scalars` after each step with a refreshed mask. The Trainer's own, which goes to
+            everything that ``report_to`` names: ``trainer.add_callback(MaskRefreshCallback(log=trainer.log))``.
 
     Raises:
         TypeError: At the start of training, if the optimizer has no IRE.
@@ -52,8 +55,11 @@ class MaskRefreshCallback(TrainerCallback):
         forward: Callable[[Any, Any], Any] | None = None,
         ignore_index: int = -100,
         generator: LabelGenerator | None = None,
+        log: Callable[[dict[str, float]], Any] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {"forward": forward, "ignore_index": ignore_index, "generator": generator}
+        self._log = log
+        self._refreshes: Refreshes | None = None
         self._ire: Any = None
         self._batch: Mapping[str, Any] | None = None
         self._hook: Any = None
@@ -62,6 +68,7 @@ class MaskRefreshCallback(TrainerCallback):
         """Starts to look at the batches that the model is called with."""
         self._forget()
         self._ire = ire_of(kwargs["optimizer"])
+        self._refreshes = Refreshes(self._ire) if self._log is not None else None
         self._hook = kwargs["model"].register_forward_pre_hook(self._look_at_batch, with_kwargs=True)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -70,6 +77,13 @@ class MaskRefreshCallback(TrainerCallback):
         if batch is not None:
             refresh_mask(self._ire, kwargs["model"], batch, **self._options)
             self._batch = None  # what the pass itself has called the model with
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What a refreshed mask has changed, to the log."""
+        if self._log is not None and self._refreshes is not None:
+            numbers = self._refreshes.news()
+            if numbers is not None:
+                self._log(numbers)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leaves the model as it was."""
@@ -83,4 +97,4 @@ class MaskRefreshCallback(TrainerCallback):
     def _forget(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        self._ire = self._batch = self._hook = None
+        self._ire = self._batch = self._hook = self._refreshes = None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch_ire.batch_norm import frozen_batch_norm
+from torch_ire.integrations.refreshes import Refreshes
 from torch_ire.mask_pass import ire_of, refresh_mask
 from torch_ire.optim import IRE, SAMIRE
 from torch_ire.optim.ire_optimizer import IREOptimizer
@@ -38,6 +39,8 @@ class IRECallback(Callback):
         ignore_index: The target of positions to leave out.
         generator: Where the labels' random numbers come from; ``None``: the default one, whose position the Trainer's
             checkpoints hold as part of the optimizer.
+        log: Whether to log :func:`torch_ire.scalars` after each batch with a refreshed mask, as ``log_dict`` of the
+            module does.
 
     Raises:
         TypeError: At the start of training, if no optimizer has IRE.
@@ -58,9 +61,12 @@ class IRECallback(Callback):
         forward: Callable[[Any, Any], Any] | None = None,
         ignore_index: int = -100,
         generator: LabelGenerator | None = None,
+        log: bool = False,
     ) -> None:
         self._options: dict[str, Any] = {"forward": forward, "ignore_index": ignore_index, "generator": generator}
+        self._log = log
         self._handles: list[IREOptimizer | IRE] = []
+        self._refreshes: list[Refreshes] = []
         self._frozen = contextlib.ExitStack()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -73,6 +79,7 @@ class IRECallback(Callback):
                     self._handles.append(handle)
         if not self._handles:
             ire_of(trainer.optimizers[0])  # which says what it expects
+        self._refreshes = [Refreshes(handle) for handle in self._handles] if self._log else []
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         for handle in self._handles:
             if isinstance(handle, SAMIRE) and pl_module.automatic_optimization:
@@ -86,6 +93,14 @@ class IRECallback(Callback):
                 refresh_mask(
                     handle, pl_module, batch, grad_scale=scaler.get_scale() if scaler else None, **self._options
                 )
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """What a refreshed mask has changed, to the loggers."""
+        for i, refreshes in enumerate(self._refreshes):
+            numbers = refreshes.news()
+            if numbers is not None:
+                prefix = f"{i}/" if len(self._refreshes) > 1 else ""
+                pl_module.log_dict({prefix + name: value for name, value in numbers.items()})
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Called after each run of a SAM step's closure: BatchNorm is frozen in the one that follows the first."""
