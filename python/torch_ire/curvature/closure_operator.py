@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_ire.curvature.batches import BatchAverage, check_same_batches
 from torch_ire.curvature.left_as_found import RandomState, frozen_buffers, math_attention
 from torch_ire.curvature.operator import Operator
-from torch_ire.curvature.parameters import FlatLayout, named_tensors
+from torch_ire.curvature.parameters import FlatLayout, is_sharded, named_tensors
 
 __all__ = ["ClosureOperator"]
 
@@ -51,6 +51,7 @@ class ClosureOperator(Operator):
                 raise ValueError(
                     f"params[{name}]: expected requires_grad=True; leave frozen parameters out of the list"
                 )
+        self.sharded = any(is_sharded(param) for param in self._params)
         self._closure = closure
         self._data = None if data is None else BatchAverage(data, batch_size)
         self._unchecked = check_deterministic and data is not None
@@ -175,8 +176,23 @@ class ClosureOperator(Operator):
     def _batch_gradient(self, *batch: Any) -> tuple[float, Tensor]:
         with self._evaluation():
             loss = self._loss_of(self._evaluate(*batch))
-            pieces = torch.autograd.grad(loss, self._params, allow_unused=True, materialize_grads=True)
+            if self.sharded:
+                pieces = self._sharded_gradient(loss)
+            else:
+                pieces = torch.autograd.grad(loss, self._params, allow_unused=True, materialize_grads=True)
         return float(loss.detach()), self.layout.flatten(pieces)
+
+    def _sharded_gradient(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """By backward(), in whose hooks the ranks of FSDP2 meet; .grad is put back."""
+        kept = [param.grad for param in self._params]
+        try:
+            for param in self._params:
+                param.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
+            return tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in self._params)
+        finally:
+            for param, grad in zip(self._params, kept, strict=True):
+                param.grad = grad
 
     def _check_data_once(self) -> None:
         if self._unchecked and self._data is not None:

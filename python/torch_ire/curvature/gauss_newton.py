@@ -61,6 +61,8 @@ class GaussNewtonOperator(ClosureOperator):
         check_deterministic: bool = True,
     ) -> None:
         super().__init__(closure, params, data=data, batch_size=batch_size, check_deterministic=check_deterministic)
+        if self.sharded:
+            raise ValueError("params: sharded parameters (DTensor) have no product here; HessianOperator takes them")
 
     def _loss_of(self, value: Any) -> Tensor:
         if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[0], Tensor):

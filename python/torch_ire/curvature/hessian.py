@@ -10,6 +10,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from torch_ire.curvature.closure_operator import ClosureOperator
+from torch_ire.curvature.parameters import scattered_like
 
 __all__ = ["HessianOperator"]
 
@@ -32,11 +33,14 @@ class HessianOperator(ClosureOperator):
         check_deterministic: with `data`, compare two passes before the first product and say what differs.
         method: `"reverse"` (reverse over reverse), `"forward"` (forward over reverse), `"finite_difference"` (central
             difference of gradients; needs first derivatives only, relative error about 1e-4 in float32). `"auto"` is
-            `"reverse"`: inside a solver the graph of the gradient is held and a product is one backward pass through
-            it, measured at 0.35 of the forward-over-reverse time.
+            `"finite_difference"` for sharded parameters (FSDP2, tensor parallel), whose hooks know first derivatives
+            alone: all ranks then take part in every product, each with flat vectors of all coordinates, and parameters
+            that are not in the list must be frozen. Else it is `"reverse"`: inside a solver the graph of the gradient
+            is held and a product is one backward pass through it, measured at 0.35 of the forward-over-reverse time.
 
     Raises:
-        ValueError: where a parameter is frozen, complex or listed twice, or the closure returns no loss with a graph.
+        ValueError: where a parameter is frozen, complex or listed twice, the closure returns no loss with a graph, or
+            parameters are sharded and another method than finite differences is asked for.
         RuntimeError: where an operation has no second derivative, with the way around it.
     Cost: about two gradients a product; memory of two graphs inside a solver.
 
@@ -65,7 +69,10 @@ class HessianOperator(ClosureOperator):
             raise ValueError(f"method: expected auto, reverse, forward or finite_difference, got {method!r}")
         super().__init__(closure, params, data=data, batch_size=batch_size, check_deterministic=check_deterministic)
         self._options: dict[str, Any] = {"data": data, "batch_size": batch_size, "method": method}
-        self.method = "reverse" if method == "auto" else method
+        if self.sharded and method not in ("auto", "finite_difference"):
+            raise ValueError(f'method: sharded parameters (DTensor) need "finite_difference", got {method!r}')
+        automatic: Method = "finite_difference" if self.sharded else "reverse"
+        self.method = automatic if method == "auto" else method
         if self.method == "finite_difference":
             self.symmetry_tolerance = 0.05
 
@@ -145,4 +152,4 @@ class HessianOperator(ClosureOperator):
     def _write(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
             for param, value in zip(self._params, values, strict=True):
-                param.copy_(value)
+                param.copy_(scattered_like(value, param))

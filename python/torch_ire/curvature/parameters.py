@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["FlatLayout", "named_tensors"]
+__all__ = ["FlatLayout", "gathered", "is_sharded", "named_tensors", "scattered_like"]
 
 
 def named_tensors(params: Iterable[Tensor] | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -35,6 +36,29 @@ def named_tensors(params: Iterable[Tensor] | Mapping[str, Tensor] | Iterable[tup
     return dict(items)
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a `DTensor`, without importing what they need."""
+    return hasattr(tensor, "full_tensor")
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """All of a tensor: of a `DTensor` what the other ranks have too."""
+    if not is_sharded(tensor):
+        return tensor
+    whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return whole
+
+
+def scattered_like(value: Tensor, param: Tensor) -> Tensor:
+    """What belongs into a parameter, out of a value of which every rank has all; nothing is sent."""
+    if not is_sharded(param) or is_sharded(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = param
+    return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
 class FlatLayout:
     """Where each parameter lies in the flat vector, and in which dtype and on which device that vector is.
 
@@ -42,7 +66,8 @@ class FlatLayout:
     Coordinates follow the order of the list and, within a parameter, the row-major order of its indices.
 
     Args:
-        tensors: the parameters; they may differ in device and dtype.
+        tensors: the parameters; they may differ in device and dtype. Of a `DTensor` every rank has all coordinates in
+            its flat vectors, and `flatten` gathers them: all ranks must call it.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -58,7 +83,7 @@ class FlatLayout:
         """One (p,) vector out of one tensor a parameter."""
         if [t.shape for t in tensors] != self.shapes:
             raise ValueError(f"flatten: expected shapes {self.shapes}, got {[t.shape for t in tensors]}")
-        return torch.cat([t.detach().reshape(-1).to(device=self.device, dtype=self.dtype) for t in tensors])
+        return torch.cat([gathered(t.detach()).reshape(-1).to(device=self.device, dtype=self.dtype) for t in tensors])
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """The (p,) vector cut into the parameters' shapes, each in its own dtype and on its own device."""
