@@ -131,6 +131,24 @@ def test_a_first_pass_that_was_given_up_does_not_skip_the_next_step():
     assert optimizer.last_step_skipped.item() is False
 
 
+def test_a_second_pass_that_was_refused_may_be_made_again():
+    """The first one is still what it was."""
+    p, table = torch.nn.Parameter(torch.ones(3)), torch.nn.Embedding(5, 2, sparse=True)
+    optimizer = torch_ire.SAMIRE([p, table.weight], lr=0.1, skip_nonfinite=True, curvature="random")
+    before = p.detach().clone(), table.weight.detach().clone()
+    p.grad, table.weight.grad = torch.tensor([1.0, torch.nan, 1.0]), torch.ones(5, 2)
+    optimizer.first_step(zero_grad=True)
+    p.grad = torch.ones(3)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.second_step()
+    table.weight.grad = torch.ones(5, 2)
+    optimizer.second_step()
+    assert optimizer.last_step_skipped.item() is True
+    assert torch.equal(p.detach(), before[0])
+    assert torch.equal(table.weight.detach(), before[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_the_largest_gradients_are_finite(dtype):
     """A norm of them is not."""

@@ -338,11 +338,12 @@ class SAMIRE(IREOptimizer):
     def _step_from_backups(self) -> None:
         found_inf = getattr(self, "found_inf", None)
         moved = dict(self._perturbed)
-        first_pass = self._own.pop("_first_pass", None)
+        first_pass = self._own.get("_first_pass")
         if first_pass is not None:  # one that is not finite skips the step as a second one does
             found_inf = first_pass.found_inf(self, found_inf)
         if not self._is_perturbed:
             self._step(None, found_inf)
+            self._forget_perturbation()
             return
         for param, backup in moved.items():
             # a parameter that the second pass gave no gradient takes no step, but has to come back; one with gaps in
