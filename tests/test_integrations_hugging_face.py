@@ -254,6 +254,27 @@ def test_a_checkpoint_of_the_trainers_adamw_goes_on_with_ire(tmp_path):
     assert float(run.state["state"][0]["step"]) == 9.0
 
 
+def test_ire_around_the_trainers_own_optimizer(tmp_path):
+    """The Trainer makes AdamW with its groups, schedule and all; IRE attaches to it and is the same as AdmIRE."""
+    run = Run(tmp_path, callbacks=CALLBACK)
+    ire = torch_ire.IRE(run.trainer.create_optimizer(), mask_interval=4)
+    run.train()
+    assert run.ire is ire
+    torch_ire.default_label_generator.manual_seed(0)
+    other = Run(tmp_path, **adm_ire(mask_interval=4), callbacks=CALLBACK).train()
+    for ours, theirs in zip(run.masks(), other.masks(), strict=True):
+        assert (ours == theirs).float().mean() > 0.95
+    for p, q in zip(run.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0.05, atol=0.02)
+
+
+def test_hutchinson_takes_the_loss_of_the_model(tmp_path):
+    """Attention has a second derivative in the pass, whatever kernel trains."""
+    run = Run(tmp_path, **adm_ire(curvature="hutchinson", mask_interval=4), callbacks=CALLBACK).train()
+    assert run.ire.param_groups[0]["ire_mask_step"] == 8
+    assert run.ire.ire_summary()["flat_share"] == FLAT
+
+
 def test_an_optimizer_without_ire_is_named(tmp_path):
     with pytest.raises(TypeError, match="expected AdmIRE, SGDIRE, SAMIRE, an optimizer that IRE"):
         Run(tmp_path, callbacks=CALLBACK).train()

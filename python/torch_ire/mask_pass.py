@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_ire.batch_norm import frozen_batch_norm
+from torch_ire.curvature.left_as_found import math_attention
 from torch_ire.gradient_average import all_replicas, average_gradients, total_over_replicas
 from torch_ire.model_outputs import Predictions, predict
 from torch_ire.optim import IRE
@@ -101,7 +102,8 @@ def refresh_mask(
         ValueError: Logits and targets don't fit together.
         RuntimeError: The model is sharded by ``FullyShardedDataParallel``, whose flat parameters have no mask.
 
-    Cost: one forward and one backward pass; one more set of gradients where there are some already.
+    Cost: one forward and one backward pass, and one more set of gradients where there are some already. "hutchinson"
+    takes a product with the Hessian, with attention by its plain formula.
 
     Example:
         >>> import torch, torch_ire
@@ -130,6 +132,8 @@ def refresh_mask(
         stack.enter_context(_random_numbers_put_back(touched))
         stack.enter_context(frozen_batch_norm(module))
         stack.enter_context(torch.enable_grad())
+        if hutchinson:
+            stack.enter_context(math_attention())
         if forward is not None:
             result = forward(module, batch)
         else:
