@@ -167,6 +167,32 @@ def test_no_gradient_on_any_rank_is_an_error_on_all(ranks, case):
     assert all("no parameter has a gradient" in message for message in results[0])
 
 
+def rests_at_a_learning_rate_of_zero(device: torch.device) -> tuple[int, int]:
+    """Rank 1 never has a gradient, and hence no state, when a schedule comes to 0; at first DCP makes a rehearsal."""
+    twins = Twins(device, ["rows"])
+    optimizer = torch_ire.AdmIRE(twins.parts, lr=0.0, curvature="second_moment", mask_interval=1)
+    for param in twins.parts:
+        param.grad = torch.zeros_like(param)
+    with Traffic() as traffic:
+        optimizer.step()
+    assert (optimizer.param_groups[0]["ire_step"], traffic.payload) == (0, 8)
+    optimizer.state.clear()
+    for lr in (0.1, 0.1, 0.0, 0.0, 0.1):
+        optimizer.param_groups[0]["lr"] = lr
+        twins.new_gradients()
+        twins.drop_non_finite()
+        if dist.get_rank() == 1:
+            optimizer.zero_grad()
+        optimizer.step()
+    return optimizer.param_groups[0]["ire_step"], len(optimizer.state)
+
+
+def test_a_schedule_that_comes_to_zero_where_a_rank_has_no_state(ranks):
+    (first, some), (second, none) = ranks(2).run(rests_at_a_learning_rate_of_zero)
+    assert first == second == 5
+    assert (some > 0, none) == (True, 0)
+
+
 def perturbed_with_gradients_on_one_rank(device: torch.device, adaptive: bool) -> tuple[float, list[float]]:
     twins = Twins(device, ["rows"])
     optimizer = torch_ire.SAMIRE(twins.parts, rho=0.5, adaptive=adaptive)

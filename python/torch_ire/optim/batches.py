@@ -133,7 +133,8 @@ class Batch:
     def moments(self, key: str) -> list[Tensor]:
         """One state tensor of every parameter, in the parameter's layout."""
         if self.optimistic:
-            return [local_part(state[key]) for state in self.states]
+            tensors = [state[key] for state in self.states]
+            return tensors if self.owners is self.params else list(map(local_part, tensors))
         tensors = []
         for param, state in zip(self.params, self.states, strict=True):
             tensor = local_part(state[key])
@@ -162,7 +163,8 @@ class Batch:
         """Brings the results of dense copies home, and tells autograd of sharded parameters that they have changed."""
         for param, dense in self.copies:
             param.copy_(dense)
-        note_mutation(self.owners)
+        if self.owners is not self.params:
+            note_mutation(self.owners)
 
 
 def indexed_parameters(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any], Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.optim.arguments import moves_nothing
+from torch_ire.optim.device_schedule import step_number
 from torch_ire.optim.sharding import add_over_ranks, are_plain, local_part, spread_of
 
 
@@ -23,7 +24,8 @@ def is_rehearsal(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Map
         groups: The groups of one optimizer.
         state: Its state before the step.
     """
-    if not moves_nothing(groups) or any(state.values()):
+    # the count of steps is that of all ranks, also where one has never had a gradient, and hence no state
+    if not moves_nothing(groups) or any(state.values()) or any(step_number(group) > 0 for group in groups):
         return False
     params = [param for group in groups for param in group["params"]]
     if are_plain(params):
