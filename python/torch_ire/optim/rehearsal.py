@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from torch_ire.optim.arguments import moves_nothing
-from torch_ire.optim.device_schedule import step_number
 from torch_ire.optim.sharding import add_over_ranks, are_plain, local_part, spread_of
 
 
@@ -18,23 +17,22 @@ def is_rehearsal(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Map
 
     It leaves the parameters alone, refreshes no mask and does not advance the schedule. The first step of a warm-up
     that starts at 0 is a step: its gradients are not zero, and Algorithm 1 counts it. They are looked at in that case
-    alone, once in a run; of sharded parameters all ranks look together, which sends one number for each way to shard.
+    alone; of sharded parameters all ranks look together, which sends one number for each way to shard.
 
     Args:
         groups: The groups of one optimizer.
         state: Its state before the step.
     """
-    # the count of steps is that of all ranks, also where one has never had a gradient, and hence no state
-    if not moves_nothing(groups) or any(state.values()) or any(step_number(group) > 0 for group in groups):
+    if not moves_nothing(groups):
         return False
     params = [param for group in groups for param in group["params"]]
     if are_plain(params):
-        return not any(map(_has_gradient, params))
-    # a rank may have no element of any parameter, or zeros alone: all of them decide, and all of them alike
+        return not any(state.values()) and not any(map(_has_gradient, params))
+    # a rank may have no element of any parameter, zeros alone, or never a gradient: all of them decide, and all alike
     spreads = list(dict.fromkeys(map(spread_of, params)))
     device = local_part(params[0]).device
-    here = [(spread_of(p), torch.ones((), dtype=torch.int64, device=device)) for p in params if _has_gradient(p)]
-    nothing = torch.zeros((), dtype=torch.int64, device=device)
+    one, nothing = (torch.full((), value, dtype=torch.int64, device=device) for value in (1, 0))
+    here = [(spread_of(param), one) for param in params if state.get(param) or _has_gradient(param)]
     return not bool(add_over_ranks([(None, nothing), *here], spreads, floating=False))
 
 
