@@ -1,6 +1,6 @@
 """Steps, mask refresh, SAM and label sampling on the CPU, against what torch offers, in one process.
 
-    python -m benchmarks.cpu [--only steps rounding refresh sam sampling memory] [--repeats 25]
+    python -m benchmarks.cpu [--only steps rounding training refresh sam sampling memory] [--repeats 25]
 
 Every ratio is ours over theirs within one round of interleaved runs, the median over the rounds. Results go to
 benchmarks/results/cpu.json.
@@ -17,6 +17,9 @@ from torch import Tensor
 
 import torch_ire
 from benchmarks.measure import interleaved, peak_bytes, save
+from torch_ire.demo.config import TEXT
+from torch_ire.demo.models import CharTransformer
+from torch_ire.demo.training import loss_of
 
 
 def transformer_shapes(vocabulary: int, width: int, layers: int, biases: bool) -> list[tuple[int, ...]]:
@@ -92,6 +95,35 @@ def rounding(repeats: int) -> dict[str, Any]:
     name = f"AdmIRE step, skip_nonfinite=True, {model}"
     results[name] = report(name, *measured)
     return results
+
+
+def training(repeats: int) -> dict[str, Any]:
+    """Rounds of ten training steps of the demo's Transformer, with a refresh of the second moment each; as the demo runs
+    it, on one thread.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    x = torch.randint(97, (TEXT.batch_size, TEXT.context), generator=torch.Generator().manual_seed(0))
+
+    def trainer(make: Callable[[Any], torch.optim.Optimizer]) -> Callable[[], None]:
+        torch.manual_seed(0)
+        model = CharTransformer(97, TEXT.width, TEXT.num_layers, TEXT.num_heads, TEXT.context)
+        optimizer = make(model.parameters())
+
+        def ten_steps() -> None:
+            for _ in range(10):
+                loss_of(model, x, x).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return ten_steps
+
+    ours = trainer(lambda params: torch_ire.AdmIRE(params, lr=1e-4, curvature="second_moment", mask_interval=10))
+    theirs = trainer(lambda params: torch.optim.AdamW(params, lr=1e-4, fused=True))
+    measured = interleaved({"AdmIRE": repeated(ours), "torch AdamW fused": repeated(theirs)}, repeats)
+    torch.set_num_threads(threads)
+    name = "10 training steps of the demo's Transformer, second_moment, one thread"
+    return {name: report(name, *measured)}
 
 
 def refresh(repeats: int) -> dict[str, Any]:
@@ -188,7 +220,15 @@ def report(name: str, times: dict[str, dict[str, float]], ratio: float) -> dict[
     return {"seconds": times, "ratio": ratio}
 
 
-PARTS = {"steps": steps, "rounding": rounding, "refresh": refresh, "sam": sam, "sampling": sampling, "memory": memory}
+PARTS = {
+    "steps": steps,
+    "rounding": rounding,
+    "training": training,
+    "refresh": refresh,
+    "sam": sam,
+    "sampling": sampling,
+    "memory": memory,
+}
 
 
 def main() -> None:

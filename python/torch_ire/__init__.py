@@ -9,7 +9,7 @@ from torch_ire.batch_norm import frozen_batch_norm
 from torch_ire.configuration import show_config
 from torch_ire.mask_pass import ire_of, refresh_mask
 from torch_ire.monitoring import log_summary, scalars
-from torch_ire.optim import IRE, SAMIRE, SGDIRE, AdmIRE
+from torch_ire.optim import IRE, SAMIRE, SGDIRE, AdmIRE, StepInBackward
 from torch_ire.sampled_loss import LabelGenerator, default_label_generator, sampled_cross_entropy
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "SGDIRE",
     "AdmIRE",
     "LabelGenerator",
+    "StepInBackward",
     "__version__",
     "default_label_generator",
     "frozen_batch_norm",

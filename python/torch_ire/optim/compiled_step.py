@@ -86,7 +86,7 @@ def fill_lists(
         *state: Get the state by key, in the order of :func:`group_state_keys`; anything where a dtype has none.
     """
     keys = group_state_keys(optimizer, group)
-    first = 0
+    first = optimizer.first_index
     for other in optimizer.param_groups:
         if other is group:
             break

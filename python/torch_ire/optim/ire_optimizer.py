@@ -63,6 +63,9 @@ _DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates", *KEPT_
 class IREOptimizer(torch.optim.Optimizer):
     """Base class: parameter groups, schedule, mask, state dict. Subclasses say which update rule a group follows."""
 
+    # position of the first parameter among all of the model, for random numbers
+    first_index = 0
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
 
@@ -361,7 +364,7 @@ class IREOptimizer(torch.optim.Optimizer):
     def _batches(self, backups: Mapping[Tensor, Tensor] | None) -> list[Batch]:
         """All parameters with a gradient, checked and sorted into lists, before anything is written."""
         batches: list[Batch] = []
-        first = 0
+        first = self.first_index
         for group in self.param_groups:
             whole = None
             if self._whole_groups.get(id(group)) and backups is None:

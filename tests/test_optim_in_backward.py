@@ -1,0 +1,131 @@
+"""Steps inside the backward pass are those of one optimizer over all parameters, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import torch_ire
+from optimizer_cases import CASES, loss_of, small_model, train, values
+from optimizer_cases import batch as batch_of
+
+STEPS = 25
+BASES = {case.name: case for case in CASES if case.name in ("AdmIRE", "SGDIRE", "SGDIRE-plain")}
+
+
+def run(model: nn.Module, opt: torch_ire.StepInBackward, steps: range, labels: torch_ire.LabelGenerator) -> None:
+    curvature = opt.param_groups[0]["curvature"]
+    for step in steps:
+        if opt.mask_due():
+            if curvature == "fisher":
+                with opt.paused():
+                    x = batch_of(step)[0].to(next(model.parameters()).dtype)
+                    torch_ire.sampled_cross_entropy(model(x), generator=labels).backward()
+                opt.update_mask()
+            else:
+                opt.update_mask(loss_of(model, step) if curvature == "hutchinson" else None)
+        loss_of(model, step).backward()
+        assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"curvature_beta": 0.9, "warmup_steps": 4, "mask_interval": 3},
+        {"curvature": "hutchinson"},
+        {"curvature": "random", "capturable": True},
+        {"ranking": "parameter"},
+        {"rounding": "stochastic", "seed": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", BASES)
+def test_the_same_bits_as_one_optimizer(name, overrides):
+    case = BASES[name]
+    dtype = torch.bfloat16 if "rounding" in overrides else torch.float32
+    model, other = small_model(dtype=dtype), small_model(dtype=dtype)
+    opt = torch_ire.StepInBackward(model.parameters(), lambda params: case(params, **overrides))
+    run(model, opt, range(STEPS), torch_ire.LabelGenerator(seed=7))
+    ordinary = case(other.parameters(), **{**overrides, "capturable": False})
+    train(other, ordinary, range(STEPS))
+    for p, q in zip(values(model), values(other), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_the_second_moment_is_ranked_over_all_parameters():
+    model, other = small_model(), small_model()
+    make = BASES["AdmIRE"]
+    opt = torch_ire.StepInBackward(
+        model.parameters(), lambda params: make(params, curvature="second_moment", capturable=True)
+    )
+    run(model, opt, range(STEPS), torch_ire.LabelGenerator(seed=7))
+    train(other, make(other.parameters(), curvature="second_moment"), range(STEPS))
+    for p, q in zip(values(model), values(other), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_resume_and_detach():
+    model, other = small_model(), small_model()
+    labels = torch_ire.LabelGenerator(seed=7)
+    opt = torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params, lr=0.02))
+    run(model, opt, range(13), labels)
+    assert len(opt.optimizers) == 4
+    other.load_state_dict(model.state_dict())
+    resumed = torch_ire.StepInBackward(other.parameters(), lambda params: torch_ire.AdmIRE(params, lr=0.02))
+    resumed.load_state_dict(opt.state_dict())
+    again = torch_ire.LabelGenerator(seed=7)
+    again.load_state_dict(labels.state_dict())
+    run(model, opt, range(13, STEPS), labels)
+    run(other, resumed, range(13, STEPS), again)
+    for p, q in zip(values(model), values(other), strict=True):
+        assert torch.equal(p, q)
+    resumed.detach()
+    loss_of(other, 0).backward()
+    assert all(p.grad is not None for p in other.parameters())
+    for p, q in zip(values(model), values(other), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_frozen_parameters_stay():
+    model = small_model()
+    first = next(model.parameters())
+    first.requires_grad_(False)
+    start = first.clone()
+    opt = torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params))
+    run(model, opt, range(2), torch_ire.LabelGenerator(seed=7))
+    assert torch.equal(first, start)
+
+
+class Projection:
+    def refresh(self) -> None:
+        pass
+
+    def amplify_(self, params, previous, kappa) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda p: torch_ire.SAMIRE(p), TypeError, "for AdmIRE and SGDIRE, got SAMIRE"),
+        (lambda p: torch.optim.SGD(p), TypeError, "for AdmIRE and SGDIRE, got SGD"),
+        (lambda p: torch_ire.SGDIRE(p, curvature=Projection()), ValueError, "mixes parameters"),
+        (lambda p: torch_ire.SGDIRE(p, skip_nonfinite=True), ValueError, "all gradients before the step"),
+        (lambda p: torch_ire.SGDIRE(p, curvature="random"), ValueError, "needs capturable=True"),
+    ],
+)
+def test_what_needs_all_parameters_at_once_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        torch_ire.StepInBackward(small_model().parameters(), make)
+
+
+def test_a_refresh_without_gradients_and_a_foreign_state():
+    model = small_model()
+    opt = torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params))
+    loss_of(model, 0).backward()  # not paused: the gradients are gone
+    with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+        opt.update_mask()
+    with pytest.raises(ValueError, match="expected 4 parameters, got 1"):
+        opt.load_state_dict({"optimizers": opt.state_dict()["optimizers"][:1]})
