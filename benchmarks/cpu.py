@@ -98,9 +98,7 @@ def rounding(repeats: int) -> dict[str, Any]:
 
 
 def training(repeats: int) -> dict[str, Any]:
-    """Rounds of ten training steps of the demo's Transformer, with a refresh of the second moment each; as the demo runs
-    it, on one thread.
-    """
+    """Rounds of ten training steps of the demo's Transformer, each with one refresh, on one thread as in the demo."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     x = torch.randint(97, (TEXT.batch_size, TEXT.context), generator=torch.Generator().manual_seed(0))
