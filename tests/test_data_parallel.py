@@ -264,6 +264,7 @@ def test_a_rank_without_labels_or_without_a_branch(ranks, ignore):
 
 
 def drifted(device: torch.device, what: str) -> str:
+    torch_ire.default_label_generator.manual_seed(3).draw()
     model = replicated(device)
     named = list(model.module.named_parameters())
     optimizer = torch_ire.AdmIRE(named, lr=0.1, curvature="random")
