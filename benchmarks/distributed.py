@@ -3,7 +3,8 @@
     python -m benchmarks.distributed [--only steps threshold] [--repeats 25]
 
 A ratio is ours over theirs within one round of interleaved runs, the median over the rounds, of the slowest rank. A
-barrier precedes every run. Results go to benchmarks/results/distributed.json.
+barrier precedes every run. Results go to benchmarks/results/distributed.json; `python -m benchmarks.report --write`
+puts them into docs/distributed.md.
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ def steps_table(results: Results) -> str:
     """One row a comparison, times as median (20 % to 80 %) in milliseconds."""
     timed = {name: result for name, result in results.items() if "seconds" in result}
     environment = next(iter(timed.values()))["environment"]
+    threads = environment["threads"]
     lines = [
-        f"{environment['threads']} threads, {environment['processor']}, torch {environment['torch']}:",
+        f"{threads} thread{'s' * (threads != 1)}, {environment['processor']}, torch {environment['torch']}:",
         "",
         "| | torch-ire, ms | against, ms | ratio |",
         "|---|---|---|---|",
@@ -61,10 +62,22 @@ def curvature_table(results: Results) -> str:
     return steps_table(results) + "\n" + "\n".join(lines) + "\n"
 
 
+def distributed_table(results: Results) -> str:
+    """Times as above, of the slowest rank, then what one exact threshold sends and how far its mask is off."""
+    lines = ["| | KiB a rank | in collectives | mask bits that differ from one process |", "|---|---|---|---|"]
+    for name, result in results.items():
+        if "payload_bytes_a_rank" in result:
+            sent, ring = (result[key] / 1024 for key in ("payload_bytes_a_rank", "ring_bytes_a_rank"))
+            calls, differing = result["collectives"], result["bits_that_differ"]
+            lines.append(f"| {name} | {sent:.1f}, {ring:.1f} on a ring | {calls} | {differing} |")
+    return steps_table(results) + "\n" + "\n".join(lines) + "\n"
+
+
 #: page, results, table
 PAGES: dict[Path, tuple[str, Callable[[Results], str]]] = {
     ROOT / "README.md": ("cpu", steps_table),
     ROOT / "docs" / "curvature.md": ("curvature", curvature_table),
+    ROOT / "docs" / "distributed.md": ("distributed", distributed_table),
 }
 
 

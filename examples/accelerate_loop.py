@@ -2,7 +2,7 @@
 
     accelerate launch examples/accelerate_loop.py [--sam]
 
-Needs `pip install 'torch-ire[trainers,demo]'`.
+Needs `pip install '.[trainers,demo]'`.
 """
 
 from __future__ import annotations

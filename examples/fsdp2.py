@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 examples/fsdp2.py --steps 10
     torchrun --nproc-per-node 4 examples/fsdp2.py --steps 20     # steps 10 to 20, on another number of ranks
 
-On CPUs over Gloo, on GPUs over NCCL.
+On CPUs over Gloo, on GPUs over NCCL (which has not been tried yet).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 examples/hf_trainer.py
 
 The optimizer goes in through `optimizer_cls_and_kwargs`, which keeps the Trainer's two groups, with and without weight
-decay; the callback makes the pass of the mask. Needs `pip install 'torch-ire[trainers]'`.
+decay; the callback makes the pass of the mask. Needs `pip install '.[trainers]'`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python examples/lightning_trainer.py [--sam] [--devices 2]
 
 The callback refreshes the masks, and freezes BatchNorm in the perturbed pass of SAM. Needs
-`pip install 'torch-ire[trainers,demo]'`.
+`pip install '.[trainers,demo]'`.
 """
 
 from __future__ import annotations

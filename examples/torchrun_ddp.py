@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 examples/torchrun_ddp.py --steps 20
     torchrun --nproc-per-node 2 examples/torchrun_ddp.py --steps 40     # steps 20 to 40
 
-On CPUs over Gloo, on GPUs over NCCL. Needs `pip install 'torch-ire[demo]'` for the digits.
+On CPUs over Gloo, on GPUs over NCCL (which has not been tried yet). Needs `pip install '.[demo]'` for the digits.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class HessianOperator(ClosureOperator):
             `"finite_difference"` for sharded parameters (FSDP2, tensor parallel), whose hooks know first derivatives
             alone: all ranks then take part in every product, each with flat vectors of all coordinates, and parameters
             that are not in the list must be frozen. Else it is `"reverse"`: inside a solver the graph of the gradient
-            is held and a product is one backward pass through it, measured at 0.35 of the forward-over-reverse time.
+            is held and a product is one backward pass through it, where forward over reverse runs the model anew.
 
     Raises:
         ValueError: where a parameter is frozen, complex or listed twice, the closure returns no loss with a graph, or
