@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -86,6 +89,32 @@ def test_resume_and_detach():
     assert all(p.grad is not None for p in other.parameters())
     for p, q in zip(values(model), values(other), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("overrides", [{}, {"curvature": "random", "capturable": True, "seed": 5}], ids=str)
+def test_a_copy_steps_its_own_model(copied, overrides):
+    model = small_model()
+    labels = torch_ire.LabelGenerator(seed=7)
+    opt = torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params, lr=0.02, **overrides))
+    run(model, opt, range(13), labels)
+    other, twin = copied((model, opt))
+    again = torch_ire.LabelGenerator(seed=7)
+    again.load_state_dict(labels.state_dict())
+    before = values(model)
+    run(other, twin, range(13, STEPS), again)
+    for p, q in zip(before, values(model), strict=True):
+        assert torch.equal(p, q)
+    run(model, opt, range(13, STEPS), labels)
+    for p, q, start in zip(values(model), values(other), before, strict=True):
+        assert torch.equal(p, q)
+        assert not torch.equal(p, start)
+    opt.detach()
+    other, _ = copied((model, opt))
+    loss_of(other, 0).backward()
+    assert all(p.grad is not None for p in other.parameters())
 
 
 def test_frozen_parameters_stay():
