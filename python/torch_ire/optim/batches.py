@@ -163,7 +163,7 @@ class Batch:
         """Brings the results of dense copies home, and tells autograd of sharded parameters that they have changed."""
         for param, dense in self.copies:
             param.copy_(dense)
-        if self.owners is not self.params:
+        if not torch.compiler.is_compiling() and self.owners is not self.params:  # Dynamo of 2.10 can't compare lists
             note_mutation(self.owners)
 
 
