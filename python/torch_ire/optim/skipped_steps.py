@@ -58,14 +58,14 @@ def over_all_ranks(flags: Sequence[Flag], params: Sequence[Tensor]) -> Tensor:
 
     Args:
         flags: Those of this rank, possibly none.
-        params: All parameters that may have a gradient, on every rank in the same order.
+        params: All parameters that may have a gradient, possibly none; on every rank in the same order.
 
     Cost: one number on the wire for each way to shard; replicas, whose gradients are equal, send nothing.
     """
     spreads = [None] if are_plain(params) else list(dict.fromkeys(map(spread_of, params)))
     if spreads == [None] and len(flags) == 1:
         return flags[0][1]
-    nothing = torch.zeros((), device=local_part(params[0]).device)
+    nothing = torch.zeros((), device=local_part(params[0]).device if params else None)
     total = add_over_ranks([(None, nothing), *flags], spreads, floating=False)
     return (total != 0).to(torch.float32)
 
