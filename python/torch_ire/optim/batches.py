@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.dtensors import is_dtensor
 from torch_ire.optim.sharding import (
     are_plain,
-    is_dtensor,
     lies_like,
     local_part,
     local_part_like,
