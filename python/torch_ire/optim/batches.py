@@ -39,6 +39,11 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
+def moved_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """The tensor on a device; the host waits only where it is the host that will read it."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
 def buffer_for(buffers: dict[Tensor, Tensor], param: Tensor) -> Tensor:
     """Memory for a copy of a parameter's local part, kept from step to step; anew where ``model.to`` changed it."""
     kept = buffers.get(param)

@@ -22,7 +22,7 @@ from torch_ire.optim.arguments import (
     note_learning_rate,
     unamplified_decay,
 )
-from torch_ire.optim.batches import buffer_for, is_dense
+from torch_ire.optim.batches import buffer_for, is_dense, moved_to
 from torch_ire.optim.checkpoint import (
     check_state,
     completed_groups,
@@ -327,7 +327,7 @@ class IRE:
         self, group: Mapping[str, Any], params: list[Tensor], moved: list[Tensor], kappa: float | Tensor, decay: float
     ) -> None:
         if on_device(group) and isinstance(kappa, Tensor):
-            kappa = kappa.to(moved[0].device, non_blocking=True)
+            kappa = moved_to(moved[0].device, kappa)
         in_place = isinstance(kappa, Tensor) and kappa.device == moved[0].device
         functions_of(group).displacement_flat_(
             moved,

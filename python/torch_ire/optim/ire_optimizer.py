@@ -18,7 +18,7 @@ from torch_ire.optim.arguments import (
     join_schedule,
     note_learning_rate,
 )
-from torch_ire.optim.batches import Batch, dense_gradient
+from torch_ire.optim.batches import Batch, dense_gradient, moved_to
 from torch_ire.optim.checkpoint import (
     check_state,
     completed_groups,
@@ -413,13 +413,13 @@ class IREOptimizer(torch.optim.Optimizer):
         scalars: dict[str, Any] = {"rounding_keys": rounding_keys(batch)}
         for name, value in (("lr", group["lr"]), ("kappa", enhancement(group))):
             if isinstance(value, Tensor) and (value.device == device or on_device(group)):
-                value = value.to(device, non_blocking=True)
+                value = moved_to(device, value)
                 number = value if value.dtype in (torch.float32, torch.float64) else value.float()
                 scalars[name], scalars[f"{name}_tensor"] = 0.0, number.detach().reshape(())
             else:
                 scalars[name] = float(value)
         for name, tensor in (("grad_scale", getattr(self, "grad_scale", None)), ("found_inf", found_inf)):
-            scalars[name] = None if tensor is None else tensor.to(device, non_blocking=True)
+            scalars[name] = None if tensor is None else moved_to(device, tensor)
         return scalars
 
     def _graph_capture_check(self) -> None:
