@@ -91,6 +91,41 @@ def test_resume_and_detach():
         assert torch.equal(p, q)
 
 
+def test_a_zero_gradient_at_the_start_of_a_warm_up_counts_as_a_step():
+    """As of the first matrix of a low-rank adapter, whose second one starts at zero."""
+
+    def model_at_start() -> nn.Module:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 3, bias=False))
+        nn.init.zeros_(model[1].weight)
+        return model
+
+    def make(params):
+        return torch_ire.SGDIRE(params, lr=0.0, warmup_steps=2, mask_interval=3)
+
+    model, other = model_at_start(), model_at_start()
+    opt, ordinary = torch_ire.StepInBackward(model.parameters(), make), make(other.parameters())
+    labels, others_labels = torch_ire.LabelGenerator(seed=7), torch_ire.LabelGenerator(seed=7)
+    x, y = torch.randn(5, 8), torch.tensor([0, 1, 2, 0, 1])
+    for step in range(6):
+        for group in [*opt.param_groups, *ordinary.param_groups]:
+            group["lr"] = 0.1 * step
+        assert opt.mask_due() == ordinary.mask_due()
+        if opt.mask_due():
+            with opt.paused():
+                torch_ire.sampled_cross_entropy(model(x), generator=labels).backward()
+            torch_ire.sampled_cross_entropy(other(x), generator=others_labels).backward()
+            opt.update_mask()
+            ordinary.update_mask()
+        nn.functional.cross_entropy(model(x), y).backward()
+        nn.functional.cross_entropy(other(x), y).backward()
+        ordinary.step()
+        ordinary.zero_grad()
+    assert [group["ire_step"] for group in opt.param_groups] == [6, 6]
+    for p, q in zip(values(model), values(other), strict=True):
+        assert torch.equal(p, q)
+
+
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
 )

@@ -99,7 +99,12 @@ class StepInBackward:
 
     def _step(self, param: Tensor) -> None:
         if not self._is_paused:
-            self._optimizers[param].step()
+            optimizer = self._optimizers[param]
+            optimizer.may_rehearse = False  # a gradient of zeros may be that of this parameter alone
+            try:
+                optimizer.step()
+            finally:
+                del optimizer.may_rehearse
             param.grad = None
 
     @property

@@ -65,6 +65,8 @@ class IREOptimizer(torch.optim.Optimizer):
 
     # position of the first parameter among all of the model, for random numbers
     first_index = 0
+    # whether a step may turn out to be a rehearsal, by what the optimizer sees
+    may_rehearse = True
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
@@ -285,7 +287,7 @@ class IREOptimizer(torch.optim.Optimizer):
             note_learning_rate(group)
         # a mask that the loop refreshes stays as it is here
         curvatures = {group["curvature"] for group in self.param_groups if not asks_for_refresh(group)}
-        rehearsal = is_rehearsal(self.param_groups, self.state)
+        rehearsal = self.may_rehearse and is_rehearsal(self.param_groups, self.state)
         batches = self._batches(backups)
         if rehearsal:
             for batch in batches:
