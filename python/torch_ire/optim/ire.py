@@ -270,7 +270,8 @@ class IRE:
         check_capture("IRE", optimizer.param_groups, host_decay=True)
         for group in optimizer.param_groups:
             note_learning_rate(group)
-        self._rehearsing = is_rehearsal(optimizer.param_groups, optimizer.state)
+        beside = (param for param, owner in self._owner.items() if owner is not optimizer)
+        self._rehearsing = is_rehearsal(optimizer.param_groups, optimizer.state, beside)
         if not self._rehearsing:
             if any(group["curvature"] == "random" and not asks_for_refresh(group) for group in groups):
                 self._refresh.at_random()
