@@ -281,8 +281,8 @@ class IREOptimizer(torch.optim.Optimizer):
             else:
                 outside_graph(self._step, backups, found_inf)
             return
-        self._graph_capture_check()
         check_capture(type(self).__name__, self.param_groups)
+        self._graph_capture_check()
         for group in self.param_groups:
             note_learning_rate(group)
         # a mask that the loop refreshes stays as it is here
