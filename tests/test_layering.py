@@ -80,7 +80,7 @@ def imported(path: Path) -> set[str]:
 
 # Each part of the package imports itself and these; what is not named here (entry points, the demo) may import anything
 # but the native module.
-LEAVES = ("counter_rng", "packed_mask")
+LEAVES = ("counter_rng", "dtensors", "packed_mask")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LEAVES, ()),
     "_native": ("_C",),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -86,6 +89,67 @@ def test_resume_and_detach():
     assert all(p.grad is not None for p in other.parameters())
     for p, q in zip(values(model), values(other), strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_zero_gradient_at_the_start_of_a_warm_up_counts_as_a_step():
+    """As of the first matrix of a low-rank adapter, whose second one starts at zero."""
+
+    def model_at_start() -> nn.Module:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 3, bias=False))
+        nn.init.zeros_(model[1].weight)
+        return model
+
+    def make(params):
+        return torch_ire.SGDIRE(params, lr=0.0, warmup_steps=2, mask_interval=3)
+
+    model, other = model_at_start(), model_at_start()
+    opt, ordinary = torch_ire.StepInBackward(model.parameters(), make), make(other.parameters())
+    labels, others_labels = torch_ire.LabelGenerator(seed=7), torch_ire.LabelGenerator(seed=7)
+    x, y = torch.randn(5, 8), torch.tensor([0, 1, 2, 0, 1])
+    for step in range(6):
+        for group in [*opt.param_groups, *ordinary.param_groups]:
+            group["lr"] = 0.1 * step
+        assert opt.mask_due() == ordinary.mask_due()
+        if opt.mask_due():
+            with opt.paused():
+                torch_ire.sampled_cross_entropy(model(x), generator=labels).backward()
+            torch_ire.sampled_cross_entropy(other(x), generator=others_labels).backward()
+            opt.update_mask()
+            ordinary.update_mask()
+        nn.functional.cross_entropy(model(x), y).backward()
+        nn.functional.cross_entropy(other(x), y).backward()
+        ordinary.step()
+        ordinary.zero_grad()
+    assert [group["ire_step"] for group in opt.param_groups] == [6, 6]
+    for p, q in zip(values(model), values(other), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("overrides", [{}, {"curvature": "random", "capturable": True, "seed": 5}], ids=str)
+def test_a_copy_steps_its_own_model(copied, overrides):
+    model = small_model()
+    labels = torch_ire.LabelGenerator(seed=7)
+    opt = torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params, lr=0.02, **overrides))
+    run(model, opt, range(13), labels)
+    other, twin = copied((model, opt))
+    again = torch_ire.LabelGenerator(seed=7)
+    again.load_state_dict(labels.state_dict())
+    before = values(model)
+    run(other, twin, range(13, STEPS), again)
+    for p, q in zip(before, values(model), strict=True):
+        assert torch.equal(p, q)
+    run(model, opt, range(13, STEPS), labels)
+    for p, q, start in zip(values(model), values(other), before, strict=True):
+        assert torch.equal(p, q)
+        assert not torch.equal(p, start)
+    opt.detach()
+    other, _ = copied((model, opt))
+    loss_of(other, 0).backward()
+    assert all(p.grad is not None for p in other.parameters())
 
 
 def test_frozen_parameters_stay():

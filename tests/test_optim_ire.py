@@ -320,3 +320,24 @@ def test_errors(call, error, message):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], weight_decay=0.1)
     with pytest.raises(error, match=message):
         call(optimizer)
+
+
+def test_optimizers_of_one_handle_count_together_where_one_has_gradients_of_zero():
+    """At the first step of a warm-up from lr = 0; the matrix behind the first one starts at zero."""
+    first, second = torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(2, 3, bias=False)
+    torch.nn.init.zeros_(second.weight)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.0) for part in (first, second)]
+    ire = torch_ire.IRE(optimizers, warmup_steps=2, mask_interval=3)
+    due = []
+    for step in range(6):
+        due.append(ire.mask_due())
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 0.1 * step
+            optimizer.zero_grad()
+        if due[-1]:
+            torch_ire.sampled_cross_entropy(second(first(torch.ones(3, 4)))).backward()
+            ire.update_mask()
+        second(first(torch.ones(3, 4)))[:, 0].sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert due == [False, False, True, False, False, True]

@@ -269,6 +269,27 @@ def test_a_copy_or_a_checkpoint_in_the_middle_of_a_step():
         assert torch.equal(p, q)
 
 
+def test_a_checkpoint_between_the_perturbed_pass_and_the_step():
+    model, other = small_model(), small_model()
+    opt, twin = (torch_ire.SAMIRE(m.parameters(), lr=0.1, rho=0.5) for m in (model, other))
+    state = opt.state_dict()
+    loss_of(model, 0).backward()
+    with opt.perturbed():
+        loss_of(model, 0).backward()
+    opt.load_state_dict(state)
+    for net, optimizer in ((model, opt), (other, twin)):
+
+        def closure(net=net, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = loss_of(net, 0)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)  # both passes, also where one had been made before
+    for p, q in zip(values(model), values(other), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_several_dtypes_share_one_norm():
     p = torch.nn.Parameter(torch.zeros(1))
     q = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))

@@ -192,6 +192,15 @@ def test_groups_that_ask_answer_for_all():
     assert b.isnan().any()
 
 
+def test_a_group_without_parameters_may_ask():
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = torch_ire.SGDIRE([{"params": [], "skip_nonfinite": True}, {"params": [p]}], lr=0.5)
+    p.grad = torch.ones(3)
+    opt.step()
+    assert torch.equal(p.detach(), torch.full((3,), 0.5))
+    assert not opt.last_step_skipped
+
+
 def test_any_dtypes_layouts_and_missing_gradients():
     """One answer over lists of their own, and again after the model has changed under the optimizer."""
     params = [

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_ire import ops
 from torch_ire.counter_rng import as_int64, mix64
+from torch_ire.dtensors import is_dtensor
 
 __all__ = ["LabelGenerator", "default_label_generator", "sampled_cross_entropy"]
 
@@ -144,7 +145,7 @@ def sampled_cross_entropy(
         Martens, "New Insights and Perspectives on the Natural Gradient Method", arXiv:1412.1193, section 9: why labels
             of the data would estimate another matrix.
     """
-    if hasattr(logits, "full_tensor"):
+    if is_dtensor(logits):
         raise TypeError(
             "sampled_cross_entropy: logits is a DTensor; labels are drawn from whole rows: take plain logits, "
             "of a layer with output_layouts=Replicate() or Shard(0), or logits.full_tensor()"

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch_ire.curvature.batches import BatchAverage, check_same_batches
 from torch_ire.curvature.left_as_found import RandomState, frozen_buffers, math_attention
 from torch_ire.curvature.operator import Operator
-from torch_ire.curvature.parameters import FlatLayout, is_sharded, named_tensors
+from torch_ire.curvature.parameters import FlatLayout, named_tensors
+from torch_ire.dtensors import is_dtensor
 
 __all__ = ["ClosureOperator"]
 
@@ -51,7 +52,7 @@ class ClosureOperator(Operator):
                 raise ValueError(
                     f"params[{name}]: expected requires_grad=True; leave frozen parameters out of the list"
                 )
-        self.sharded = any(is_sharded(param) for param in self._params)
+        self.sharded = any(is_dtensor(param) for param in self._params)
         self._closure = closure
         self._data = None if data is None else BatchAverage(data, batch_size)
         self._unchecked = check_deterministic and data is not None

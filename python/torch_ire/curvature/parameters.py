@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FlatLayout", "gathered", "is_sharded", "named_tensors", "scattered_like"]
+from torch_ire.dtensors import is_dtensor
+
+__all__ = ["FlatLayout", "gathered", "named_tensors", "scattered_like"]
 
 
 def named_tensors(params: Iterable[Tensor] | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -36,14 +38,9 @@ def named_tensors(params: Iterable[Tensor] | Mapping[str, Tensor] | Iterable[tup
     return dict(items)
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a `DTensor`, without importing what they need."""
-    return hasattr(tensor, "full_tensor")
-
-
 def gathered(tensor: Tensor) -> Tensor:
     """All of a tensor: of a `DTensor` what the other ranks have too."""
-    if not is_sharded(tensor):
+    if not is_dtensor(tensor):
         return tensor
     whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return whole
@@ -51,7 +48,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 def scattered_like(value: Tensor, param: Tensor) -> Tensor:
     """What belongs into a parameter, out of a value of which every rank has all; nothing is sent."""
-    if not is_sharded(param) or is_sharded(value):
+    if not is_dtensor(param) or is_dtensor(value):
         return value
     from torch.distributed.tensor import distribute_tensor
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.dtensors import is_dtensor
 from torch_ire.optim.sharding import (
     are_plain,
-    is_dtensor,
     lies_like,
     local_part,
     local_part_like,
@@ -37,6 +37,11 @@ def is_dense(tensor: Tensor) -> bool:
 def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
     """The tensor itself if its elements lie in memory as those of ``like`` do, else a copy for which they do."""
     return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def moved_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """The tensor on a device; the host waits only where it is the host that will read it."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def buffer_for(buffers: dict[Tensor, Tensor], param: Tensor) -> Tensor:
@@ -163,7 +168,7 @@ class Batch:
         """Brings the results of dense copies home, and tells autograd of sharded parameters that they have changed."""
         for param, dense in self.copies:
             param.copy_(dense)
-        if self.owners is not self.params:
+        if not torch.compiler.is_compiling() and self.owners is not self.params:  # Dynamo of 2.10 can't compare lists
             note_mutation(self.owners)
 
 

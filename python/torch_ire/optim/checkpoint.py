@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.dtensors import is_dtensor
 from torch_ire.optim.estimates import ensure_average
-from torch_ire.optim.sharding import is_dtensor, lies_like, local_part, part_of_full, wrapped_like
+from torch_ire.optim.sharding import lies_like, local_part, part_of_full, wrapped_like
 from torch_ire.optim.update_rules import opmath_dtype
 from torch_ire.packed_mask import pack, unpack
 from torch_ire.sampled_loss import default_label_generator

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
+from torch_ire.dtensors import is_dtensor
 from torch_ire.optim.batches import laid_out_like
-from torch_ire.optim.sharding import drawn, is_dtensor, local_part, local_part_like, wrapped_like
+from torch_ire.optim.sharding import drawn, local_part, local_part_like, wrapped_like
 from torch_ire.optim.update_rules import opmath_dtype
 from torch_ire.packed_mask import empty_mask
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.optim.batches import moved_to
+
 _DIGIT_BITS = 11
 _DIGITS = 1 << _DIGIT_BITS
 # Bits below each digit, from the top, for keys of 32 and of 64 bits: whole digits from bit 0 on.
@@ -25,11 +27,6 @@ Reduce = Callable[[Tensor], Tensor]
 def needs_float64(dtypes: Sequence[torch.dtype], score: str) -> bool:
     """Whether a ranking over tensors of these dtypes needs keys of 64 bits: squares are float32 whatever the dtype."""
     return score != "square" and torch.float64 in dtypes
-
-
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; the host waits only where it is the host that will read it."""
-    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def exact_threshold(
@@ -89,12 +86,12 @@ def _counts(functions: ModuleType, scores: Sequence[Tensor], prefix: Tensor, dig
     """The digits of the scores, and, after them, the number of coordinates."""
     counts = torch.zeros(_DIGITS + 1, dtype=torch.int64, device=prefix.device)
     counts[_DIGITS] = sum(tensor.numel() for tensor in scores)
-    prefixes = {device: on_device(prefix, device) for device in {tensor.device for tensor in scores}}
+    prefixes = {device: moved_to(device, prefix) for device in {tensor.device for tensor in scores}}
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for tensor in scores:
         groups[tensor.device, tensor.dtype].append(tensor)
     for (device, _), tensors in groups.items():
-        counts[:_DIGITS] += on_device(functions.score_histogram(tensors, prefixes[device], **digit), prefix.device)
+        counts[:_DIGITS] += moved_to(prefix.device, functions.score_histogram(tensors, prefixes[device], **digit))
     return counts
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
-from torch_ire.optim.exact_threshold import exact_threshold, needs_float64, on_device
+from torch_ire.optim.batches import moved_to
+from torch_ire.optim.exact_threshold import exact_threshold, needs_float64
 from torch_ire.optim.sharding import Spread, draw, drawn, is_whole, local_part, spread_of
 from torch_ire.packed_mask import num_bytes, pack
 
@@ -78,7 +79,7 @@ def refresh_masks(
                     masks.append(item.flat_mask)
                     scores.append(item.score)
             for (device, _), (masks, scores) in calls.items():
-                functions.flat_mask_(masks, scores, on_device(threshold, device), score=score)
+                functions.flat_mask_(masks, scores, moved_to(device, threshold), score=score)
 
 
 def _threshold(

@@ -66,9 +66,14 @@ class StepInBackward:
         for param in params:
             optimizer = make([param])
             _check(optimizer)
-            # seeds are drawn by the position of a parameter, which one optimizer over all would know
-            optimizer.first_index = len(self._optimizers)
             self._optimizers[param] = optimizer
+        self._hooks: list[Any] = []
+        self._attach()
+
+    def _attach(self) -> None:
+        for index, optimizer in enumerate(self._optimizers.values()):
+            # seeds are drawn by the position of a parameter, which one optimizer over all would know
+            optimizer.first_index = index
         self._refresh = MaskRefresh(
             type(self).__name__,
             lambda: self.param_groups,
@@ -77,14 +82,29 @@ class StepInBackward:
             functions_of,
         )
         self._is_paused = False
-        self._hooks: list[Any] = []
         for owner in self._optimizers:
             if owner.requires_grad:
                 self._hooks.append(owner.register_post_accumulate_grad_hook(self._step))  # type: ignore[no-untyped-call]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizers": self.optimizers, "is_attached": bool(self._hooks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # copies of parameters have no hooks, copies of optimizers no place among others
+        self._optimizers = {optimizer.param_groups[0]["params"][0]: optimizer for optimizer in state["optimizers"]}
+        self._hooks = []
+        self._attach()
+        if not state["is_attached"]:
+            self.detach()
+
     def _step(self, param: Tensor) -> None:
         if not self._is_paused:
-            self._optimizers[param].step()
+            optimizer = self._optimizers[param]
+            optimizer.may_rehearse = False  # a gradient of zeros may be that of this parameter alone
+            try:
+                optimizer.step()
+            finally:
+                del optimizer.may_rehearse
             param.grad = None
 
     @property

@@ -22,7 +22,7 @@ from torch_ire.optim.arguments import (
     note_learning_rate,
     unamplified_decay,
 )
-from torch_ire.optim.batches import buffer_for, is_dense
+from torch_ire.optim.batches import buffer_for, is_dense, moved_to
 from torch_ire.optim.checkpoint import (
     check_state,
     completed_groups,
@@ -270,7 +270,8 @@ class IRE:
         check_capture("IRE", optimizer.param_groups, host_decay=True)
         for group in optimizer.param_groups:
             note_learning_rate(group)
-        self._rehearsing = is_rehearsal(optimizer.param_groups, optimizer.state)
+        beside = (param for param, owner in self._owner.items() if owner is not optimizer)
+        self._rehearsing = is_rehearsal(optimizer.param_groups, optimizer.state, beside)
         if not self._rehearsing:
             if any(group["curvature"] == "random" and not asks_for_refresh(group) for group in groups):
                 self._refresh.at_random()
@@ -327,7 +328,7 @@ class IRE:
         self, group: Mapping[str, Any], params: list[Tensor], moved: list[Tensor], kappa: float | Tensor, decay: float
     ) -> None:
         if on_device(group) and isinstance(kappa, Tensor):
-            kappa = kappa.to(moved[0].device, non_blocking=True)
+            kappa = moved_to(moved[0].device, kappa)
         in_place = isinstance(kappa, Tensor) and kappa.device == moved[0].device
         functions_of(group).displacement_flat_(
             moved,

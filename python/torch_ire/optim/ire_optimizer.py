@@ -18,7 +18,7 @@ from torch_ire.optim.arguments import (
     join_schedule,
     note_learning_rate,
 )
-from torch_ire.optim.batches import Batch, dense_gradient
+from torch_ire.optim.batches import Batch, dense_gradient, moved_to
 from torch_ire.optim.checkpoint import (
     check_state,
     completed_groups,
@@ -65,6 +65,8 @@ class IREOptimizer(torch.optim.Optimizer):
 
     # position of the first parameter among all of the model, for random numbers
     first_index = 0
+    # whether a step may turn out to be a rehearsal, by what the optimizer sees
+    may_rehearse = True
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
@@ -279,13 +281,13 @@ class IREOptimizer(torch.optim.Optimizer):
             else:
                 outside_graph(self._step, backups, found_inf)
             return
-        self._graph_capture_check()
         check_capture(type(self).__name__, self.param_groups)
+        self._graph_capture_check()
         for group in self.param_groups:
             note_learning_rate(group)
         # a mask that the loop refreshes stays as it is here
         curvatures = {group["curvature"] for group in self.param_groups if not asks_for_refresh(group)}
-        rehearsal = is_rehearsal(self.param_groups, self.state)
+        rehearsal = self.may_rehearse and is_rehearsal(self.param_groups, self.state)
         batches = self._batches(backups)
         if rehearsal:
             for batch in batches:
@@ -413,13 +415,13 @@ class IREOptimizer(torch.optim.Optimizer):
         scalars: dict[str, Any] = {"rounding_keys": rounding_keys(batch)}
         for name, value in (("lr", group["lr"]), ("kappa", enhancement(group))):
             if isinstance(value, Tensor) and (value.device == device or on_device(group)):
-                value = value.to(device, non_blocking=True)
+                value = moved_to(device, value)
                 number = value if value.dtype in (torch.float32, torch.float64) else value.float()
                 scalars[name], scalars[f"{name}_tensor"] = 0.0, number.detach().reshape(())
             else:
                 scalars[name] = float(value)
         for name, tensor in (("grad_scale", getattr(self, "grad_scale", None)), ("found_inf", found_inf)):
-            scalars[name] = None if tensor is None else tensor.to(device, non_blocking=True)
+            scalars[name] = None if tensor is None else moved_to(device, tensor)
         return scalars
 
     def _graph_capture_check(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch_ire.optim.arguments import moves_nothing
 from torch_ire.optim.sharding import add_over_ranks, are_plain, local_part, spread_of
 
 
-def is_rehearsal(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]) -> bool:
+def is_rehearsal(
+    groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]], beside: Iterable[Tensor] = ()
+) -> bool:
     """Whether a step is a rehearsal: no parameter has state yet, every learning rate is 0, and so is every gradient.
 
     It leaves the parameters alone, refreshes no mask and does not advance the schedule. The first step of a warm-up
@@ -22,10 +24,11 @@ def is_rehearsal(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Map
     Args:
         groups: The groups of one optimizer.
         state: Its state before the step.
+        beside: Parameters of other optimizers in the same training step: where they have gradients, it is one.
     """
     if not moves_nothing(groups):
         return False
-    params = [param for group in groups for param in group["params"]]
+    params = [*(param for group in groups for param in group["params"]), *beside]
     if are_plain(params):
         return not any(state.values()) and not any(map(_has_gradient, params))
     # a rank may have no element of any parameter, zeros alone, or never a gradient: all of them decide, and all alike

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
+from torch_ire.dtensors import is_dtensor
 from torch_ire.optim.device_schedule import step_number
-from torch_ire.optim.sharding import is_dtensor, local_part
+from torch_ire.optim.sharding import local_part
 from torch_ire.sampled_loss import default_label_generator
 
 # Elements that are hashed at once: 8 MiB of integers.

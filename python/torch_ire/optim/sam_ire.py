@@ -184,6 +184,7 @@ class SAMIRE(IREOptimizer):
         """
         super().load_state_dict(state_dict)
         self._forget_perturbation()
+        self._own.pop("_gradients_taken", None)
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False, *, scaler: torch.amp.GradScaler | None = None) -> None:

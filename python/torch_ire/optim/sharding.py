@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire.dtensors import is_dtensor
 from torch_ire.packed_mask import memory_order
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 # Random numbers come in blocks of coordinates, each with a seed of its own; a multiple of 8, the coordinates of a byte.
 _BLOCK = 1 << 18
-
-
-def is_dtensor(tensor: Any) -> bool:
-    """Whether a tensor is a ``DTensor``; importing them takes longer than this library, and who has one has done it."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ire.optim.batches import is_dense
+from torch_ire.optim.batches import is_dense, moved_to
 from torch_ire.optim.sharding import Spread, add_over_ranks, are_plain, local_part, spread_of
 
 #: (over which ranks the parameters are spread, 1 where a local gradient of theirs is not finite, else 0)
@@ -58,14 +58,14 @@ def over_all_ranks(flags: Sequence[Flag], params: Sequence[Tensor]) -> Tensor:
 
     Args:
         flags: Those of this rank, possibly none.
-        params: All parameters that may have a gradient, on every rank in the same order.
+        params: All parameters that may have a gradient, possibly none; on every rank in the same order.
 
     Cost: one number on the wire for each way to shard; replicas, whose gradients are equal, send nothing.
     """
     spreads = [None] if are_plain(params) else list(dict.fromkeys(map(spread_of, params)))
     if spreads == [None] and len(flags) == 1:
         return flags[0][1]
-    nothing = torch.zeros((), device=local_part(params[0]).device)
+    nothing = torch.zeros((), device=local_part(params[0]).device if params else None)
     total = add_over_ranks([(None, nothing), *flags], spreads, floating=False)
     return (total != 0).to(torch.float32)
 
@@ -73,7 +73,7 @@ def over_all_ranks(flags: Sequence[Flag], params: Sequence[Tensor]) -> Tensor:
 def any_of(flags: Iterable[Tensor | None]) -> Tensor | None:
     """Whether one of several numbers is not 0, on the device of the first; ``None`` where there is none."""
     present = [flag for flag in flags if flag is not None]
-    return functools.reduce(lambda a, b: torch.maximum(a, b.to(a, non_blocking=True)), present) if present else None
+    return functools.reduce(lambda a, b: torch.maximum(a, moved_to(a.device, b).to(a)), present) if present else None
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ class FirstPass:
         if overflow is not None and self.scaler is not None:
             # the scaler has looked at the gradients of the second pass alone; update() reads what is written here
             for found in self.scaler._found_inf_per_device(optimizer).values():
-                found.copy_(torch.maximum(found, overflow.to(found, non_blocking=True)))
+                found.copy_(torch.maximum(found, moved_to(found.device, overflow).to(found)))
         return any_of([of_second_pass, overflow, self.found_nonfinite])
