@@ -119,3 +119,13 @@ def train(
 
 def values(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
+
+
+class IdleProjector:
+    """An exact projector as the optimizers know one, which does nothing."""
+
+    def refresh(self) -> None:
+        pass
+
+    def amplify_(self, params, previous, kappa) -> None:
+        pass

@@ -11,7 +11,7 @@ from torch import nn
 
 import torch_ire
 from graph_replay import Recording
-from optimizer_cases import CASES, IDS, loss_of, small_model, train, values
+from optimizer_cases import CASES, IDS, IdleProjector, loss_of, small_model, train, values
 from scheduled_loop import FIXED, INTERVAL, STEPS, WARMUP, Captured, Loop, around, assert_same, ours, plainly
 from torch_ire.optim.ire_optimizer import IREOptimizer
 
@@ -143,20 +143,12 @@ def test_detaching_takes_back_what_the_handle_gave():
     assert set(optimizer.param_groups[0]) == before
 
 
-class Projection:
-    def refresh(self) -> None:
-        pass
-
-    def amplify_(self, params, previous, kappa) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     ("overrides", "steps", "message"),
     [
         ({}, 0, "one step before the capture"),
         ({"capturable": False}, 1, "without capturable=True"),
-        ({"curvature": Projection()}, 1, "exact projector"),
+        ({"curvature": IdleProjector()}, 1, "exact projector"),
     ],
 )
 def test_what_a_graph_would_freeze_is_refused(overrides, steps, message):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import torch_ire
-from optimizer_cases import CASES, loss_of, small_model, train, values
+from optimizer_cases import CASES, IdleProjector, loss_of, small_model, train, values
 from optimizer_cases import batch as batch_of
 
 STEPS = 25
@@ -162,20 +162,12 @@ def test_frozen_parameters_stay():
     assert torch.equal(first, start)
 
 
-class Projection:
-    def refresh(self) -> None:
-        pass
-
-    def amplify_(self, params, previous, kappa) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda p: torch_ire.SAMIRE(p), TypeError, "for AdmIRE and SGDIRE, got SAMIRE"),
         (lambda p: torch.optim.SGD(p), TypeError, "for AdmIRE and SGDIRE, got SGD"),
-        (lambda p: torch_ire.SGDIRE(p, curvature=Projection()), ValueError, "mixes parameters"),
+        (lambda p: torch_ire.SGDIRE(p, curvature=IdleProjector()), ValueError, "mixes parameters"),
         (lambda p: torch_ire.SGDIRE(p, skip_nonfinite=True), ValueError, "all gradients before the step"),
         (lambda p: torch_ire.SGDIRE(p, curvature="random"), ValueError, "needs capturable=True"),
     ],
