@@ -80,9 +80,9 @@ def imported(path: Path) -> set[str]:
 
 # Each part of the package imports itself and these; what is not named here (entry points, the demo) may import anything
 # but the native module.
-LEAVES = ("counter_rng", "dtensors", "packed_mask")
+LEAVES = ("counter_rng", "dtensors", "packed_mask", "packed_state")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(LEAVES, ()),
+    **dict.fromkeys(LEAVES, LEAVES),
     "_native": ("_C",),
     "reference": LEAVES,
     "ops": (*LEAVES, "_native", "reference"),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/packed_layout.h"
 #include "math/number.h"
 #include "ops/dispatch.h"
 
@@ -75,6 +76,25 @@ void check_strided(const char* op, const char* name, size_t i, const Tensor& ten
 void check_device(const char* op, const char* name, size_t i, const Tensor& tensor, const Tensor& like) {
   TORCH_IRE_CHECK(tensor.device() == like.device(), op, name, "[", i, "]: expected device ", device_name(like),
                   ", got ", device_name(tensor));
+}
+
+// A list of state that is packed: one tensor of `numel` elements.
+void check_packed(const char* op, const char* name, const TensorList& list, ScalarType dtype, int64_t numel,
+                  const TensorList& params) {
+  TORCH_IRE_CHECK(list.size() == 1, op, name, ": expected one packed tensor for the ", params.size(), " params, got ",
+                  list.size());
+  check_strided(op, name, 0, list[0]);
+  TORCH_IRE_CHECK(list[0].scalar_type() == dtype, op, name, "[0]: expected ", name_of(dtype), ", got ",
+                  name_of(list[0].scalar_type()));
+  check_device(op, name, 0, list[0], params[0]);
+  TORCH_IRE_CHECK(list[0].dim() == 1 && list[0].numel() == numel && list[0].is_contiguous(), op, name, "[0]: expected ",
+                  numel, " contiguous elements for the ", params.size(), " params, got shape ", shape_of(list[0]),
+                  " with strides ", strides_of(list[0]));
+}
+
+int64_t itemsize_of(ScalarType dtype) {
+  if (dtype == ScalarType::Double) return 8;
+  return dtype == ScalarType::Float ? 4 : 2;
 }
 
 }  // namespace
@@ -180,6 +200,31 @@ void check_steps(const char* op, const char* name, const TensorList& steps, cons
   }
 }
 
+void check_state(const char* op, const char* name, const TensorList& state, const TensorList& params, ScalarType dtype,
+                 bool packed, bool optional) {
+  if (!packed) return check_list_like(op, name, state, "params", params, dtype, optional);
+  if (optional && state.empty()) return;
+  int64_t numel = 0;
+  for (const Tensor& param : params) numel += segment_elems(param.numel(), itemsize_of(dtype));
+  check_packed(op, name, state, dtype, numel, params);
+}
+
+void check_state_masks(const char* op, const char* name, const TensorList& masks, const TensorList& params,
+                       bool packed) {
+  if (!packed) return check_masks(op, name, masks, "params", params);
+  if (masks.empty()) return;
+  int64_t bytes = 0;
+  for (const Tensor& param : params) bytes += segment_elems((param.numel() + 7) / 8, 1);
+  check_packed(op, name, masks, ScalarType::Byte, bytes, params);
+}
+
+void check_state_steps(const char* op, const char* name, const TensorList& steps, const TensorList& params, bool packed,
+                       bool optional) {
+  if (!packed) return check_steps(op, name, steps, "params", params, optional);
+  if (optional && steps.empty()) return;
+  check_packed(op, name, steps, ScalarType::Float, static_cast<int64_t>(params.size()), params);
+}
+
 void check_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like) {
   const ScalarType dtype = scalar.scalar_type();
   TORCH_IRE_CHECK((dtype == ScalarType::Float || dtype == ScalarType::Double) && scalar.numel() == 1, op, name,
@@ -206,11 +251,11 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
 }
 
 void check_rounding(const char* op, const TensorList& compensations, const TensorList& master_params,
-                    const std::vector<int64_t>& keys, const TensorList& params) {
+                    const std::vector<int64_t>& keys, const TensorList& params, bool packed) {
   const ScalarType dtype = params[0].scalar_type();
   const bool half = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  check_list_like(op, "compensations", compensations, "params", params, dtype, /*optional=*/true);
-  check_list_like(op, "master_params", master_params, "params", params, opmath_dtype(dtype), /*optional=*/true);
+  check_state(op, "compensations", compensations, params, dtype, packed, /*optional=*/true);
+  check_state(op, "master_params", master_params, params, opmath_dtype(dtype), packed, /*optional=*/true);
   TORCH_IRE_CHECK(half || compensations.empty(), op, "compensations: expected none for params of ", name_of(dtype),
                   ", which lose nothing, got ", compensations.size());
   TORCH_IRE_CHECK(half || master_params.empty(), op, "master_params: expected none for params of ", name_of(dtype),

@@ -60,6 +60,15 @@ void check_masks(const char* op, const char* name, const TensorList& masks, cons
 void check_steps(const char* op, const char* name, const TensorList& steps, const char* leading_name,
                  const TensorList& leading, bool optional = false);
 
+// State that runs along the parameters of a step: a list like theirs or, packed, one tensor with a segment per
+// parameter (kernels/packed_layout.h). May be empty if `optional`.
+void check_state(const char* op, const char* name, const TensorList& state, const TensorList& params, ScalarType dtype,
+                 bool packed, bool optional = false);
+void check_state_masks(const char* op, const char* name, const TensorList& masks, const TensorList& params,
+                       bool packed);
+void check_state_steps(const char* op, const char* name, const TensorList& steps, const TensorList& params, bool packed,
+                       bool optional = false);
+
 // A scalar that lives in memory: one element, floating, on the device of `like`.
 void check_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like);
 
@@ -75,7 +84,7 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
 // How results are rounded: to nearest where all lists are empty, else as the one that is not says. Compensations and
 // master parameters are for half types; keys, one a tensor, for bfloat16 alone.
 void check_rounding(const char* op, const TensorList& compensations, const TensorList& master_params,
-                    const std::vector<int64_t>& keys, const TensorList& params);
+                    const std::vector<int64_t>& keys, const TensorList& params, bool packed);
 
 // Value of a one-element CPU tensor of one of the four dtypes.
 double scalar_value(const Tensor& scalar);

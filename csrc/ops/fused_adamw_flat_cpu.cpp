@@ -6,7 +6,7 @@
 #include "ops/dispatch.h"
 #include "ops/fused_adamw_flat.h"
 #include "ops/parallel.h"
-#include "ops/stored_param.h"
+#include "ops/state_list.h"
 
 namespace torch_ire {
 namespace {
@@ -18,9 +18,9 @@ void fused_adamw_flat_cpu(const TensorList& params, const TensorList& grads, con
                           double weight_decay, double kappa, bool amplify_weight_decay, bool maximize,
                           const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                           const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
-                          const std::vector<int64_t>& rounding_keys) {
+                          const std::vector<int64_t>& rounding_keys, bool packed) {
   check_fused_adamw_flat(params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from, compensations,
-                         master_params, grad_scale, found_inf, lr_tensor, kappa_tensor, rounding_keys);
+                         master_params, grad_scale, found_inf, lr_tensor, kappa_tensor, rounding_keys, packed);
   const bool skip = scalar_or(found_inf, 0.0) != 0.0;
   if (skip && restore_from.empty()) return;
   const double grad_factor = (maximize ? -1.0 : 1.0) / scalar_or(grad_scale, 1.0);
@@ -33,17 +33,22 @@ void fused_adamw_flat_cpu(const TensorList& params, const TensorList& grads, con
     using opmath = opmath_t<T>;
     std::vector<AdamwFlatSpan<T>> spans(params.size());
     std::vector<AdamwCoefficients<opmath>> coefficients(params.size());
+    StoredParams<T> stored(params, restore_from, compensations, master_params, packed);
+    StateList<opmath> first_moments(exp_avgs, packed);
+    StateList<opmath> second_moments(exp_avg_sqs, packed);
+    StateList<uint8_t> masks(flat_masks, packed);
     for (size_t i = 0; i < params.size(); ++i) {
-      float* step = data_of<float>(state_steps[i]);
+      const int64_t numel = params[i].numel();
+      float* step = step_of(state_steps, packed, i);
       if (!skip) *step += 1.0f;
       coefficients[i] = adamw_coefficients<opmath>(hyperparameters, *step);
       spans[i] = {
-          stored_param<T>(params, restore_from, compensations, master_params, i),
+          stored.next(),
           data_of<T>(grads[i]),
-          data_of<opmath>(exp_avgs[i]),
-          data_of<opmath>(exp_avg_sqs[i]),
-          data_or_null<uint8_t>(flat_masks, i),
-          params[i].numel(),
+          first_moments.next(numel),
+          second_moments.next(numel),
+          masks.next((numel + 7) / 8),
+          numel,
           rounding,
           rounding_keys.empty() ? 0 : mix64(static_cast<uint64_t>(rounding_keys[i]), static_cast<uint64_t>(*step))};
     }

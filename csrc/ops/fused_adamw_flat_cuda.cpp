@@ -5,8 +5,8 @@
 #include "ops/dispatch.h"
 #include "ops/fused_adamw_flat.h"
 #include "ops/library.h"
+#include "ops/state_list.h"
 #include "ops/step_scalars_cuda.h"
-#include "ops/stored_param.h"
 
 namespace torch_ire {
 namespace {
@@ -18,9 +18,9 @@ void fused_adamw_flat_cuda(const TensorList& params, const TensorList& grads, co
                            double weight_decay, double kappa, bool amplify_weight_decay, bool maximize,
                            const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                            const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
-                           const std::vector<int64_t>& rounding_keys) {
+                           const std::vector<int64_t>& rounding_keys, bool packed) {
   check_fused_adamw_flat(params, grads, exp_avgs, exp_avg_sqs, state_steps, flat_masks, restore_from, compensations,
-                         master_params, grad_scale, found_inf, lr_tensor, kappa_tensor, rounding_keys);
+                         master_params, grad_scale, found_inf, lr_tensor, kappa_tensor, rounding_keys, packed);
   const CudaContext context(params[0]);
   const AdamwFlatCudaParams scalars{step_scalars(lr, lr_tensor, kappa, kappa_tensor, grad_scale, found_inf, maximize),
                                     beta1,
@@ -35,16 +35,21 @@ void fused_adamw_flat_cuda(const TensorList& params, const TensorList& grads, co
     using opmath = opmath_t<T>;
     std::vector<AdamwFlatCudaSpan<T>> spans(params.size());
     std::vector<float*> steps(params.size());
+    StoredParams<T> stored(params, restore_from, compensations, master_params, packed);
+    StateList<opmath> first_moments(exp_avgs, packed);
+    StateList<opmath> second_moments(exp_avg_sqs, packed);
+    StateList<uint8_t> masks(flat_masks, packed);
     for (size_t i = 0; i < params.size(); ++i) {
-      steps[i] = data_of<float>(state_steps[i]);
-      spans[i] = {stored_param<T>(params, restore_from, compensations, master_params, i),
+      const int64_t numel = params[i].numel();
+      steps[i] = step_of(state_steps, packed, i);
+      spans[i] = {stored.next(),
                   data_of<T>(grads[i]),
-                  data_of<opmath>(exp_avgs[i]),
-                  data_of<opmath>(exp_avg_sqs[i]),
-                  data_or_null<uint8_t>(flat_masks, i),
+                  first_moments.next(numel),
+                  second_moments.next(numel),
+                  masks.next((numel + 7) / 8),
                   steps[i],
                   rounding_keys.empty() ? 0 : static_cast<uint64_t>(rounding_keys[i]),
-                  params[i].numel()};
+                  numel};
     }
     check_cuda("fused_adamw_flat_", launch_fused_adamw_flat(spans, scalars, context.stream()));
     check_cuda("fused_adamw_flat_", launch_advance_steps(steps, scalars.step.found_inf, context.stream()));

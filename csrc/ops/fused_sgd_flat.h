@@ -12,22 +12,22 @@ inline void check_fused_sgd_flat(const TensorList& params, const TensorList& gra
                                  const TensorList& master_params, double momentum, double dampening, bool nesterov,
                                  const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                                  const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
-                                 const std::vector<int64_t>& rounding_keys) {
+                                 const std::vector<int64_t>& rounding_keys, bool packed) {
   constexpr const char* op = "fused_sgd_flat_";
   check_leading_list(op, "params", params);
   const ScalarType dtype = params[0].scalar_type();
   check_list_like(op, "grads", grads, "params", params, dtype);
-  check_list_like(op, "momentum_buffers", momentum_buffers, "params", params, opmath_dtype(dtype),
-                  /*optional=*/momentum == 0.0);
+  check_state(op, "momentum_buffers", momentum_buffers, params, opmath_dtype(dtype), packed,
+              /*optional=*/momentum == 0.0);
   const bool counts = (momentum != 0.0 && dampening != 0.0) || !rounding_keys.empty();
-  check_steps(op, "state_steps", state_steps, "params", params, /*optional=*/!counts);
-  check_masks(op, "flat_masks", flat_masks, "params", params);
+  check_state_steps(op, "state_steps", state_steps, params, packed, /*optional=*/!counts);
+  check_state_masks(op, "flat_masks", flat_masks, params, packed);
   check_list_like(op, "restore_from", restore_from, "params", params, dtype, /*optional=*/true);
   TORCH_IRE_CHECK(!nesterov || (momentum != 0.0 && dampening == 0.0), op,
                   "nesterov: expected a momentum and zero dampening, got momentum ", momentum, " and dampening ",
                   dampening);
   check_step_scalars(op, params[0], grad_scale, found_inf, lr_tensor, kappa_tensor);
-  check_rounding(op, compensations, master_params, rounding_keys, params);
+  check_rounding(op, compensations, master_params, rounding_keys, params, packed);
 }
 
 inline SgdMomentum momentum_kind(double momentum, bool nesterov) {

@@ -5,7 +5,7 @@
 #include "ops/dispatch.h"
 #include "ops/fused_sgd_flat.h"
 #include "ops/parallel.h"
-#include "ops/stored_param.h"
+#include "ops/state_list.h"
 
 namespace torch_ire {
 namespace {
@@ -16,10 +16,10 @@ void fused_sgd_flat_cpu(const TensorList& params, const TensorList& grads, const
                         double dampening, double weight_decay, bool nesterov, double kappa, bool maximize,
                         const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                         const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
-                        const std::vector<int64_t>& rounding_keys) {
+                        const std::vector<int64_t>& rounding_keys, bool packed) {
   check_fused_sgd_flat(params, grads, momentum_buffers, state_steps, flat_masks, restore_from, compensations,
                        master_params, momentum, dampening, nesterov, grad_scale, found_inf, lr_tensor, kappa_tensor,
-                       rounding_keys);
+                       rounding_keys, packed);
   const bool skip = scalar_or(found_inf, 0.0) != 0.0;
   if (skip && restore_from.empty()) return;
   const double grad_factor = (maximize ? -1.0 : 1.0) / scalar_or(grad_scale, 1.0);
@@ -33,19 +33,18 @@ void fused_sgd_flat_cpu(const TensorList& params, const TensorList& grads, const
     using opmath = opmath_t<T>;
     std::vector<SgdFlatSpan<T>> spans(params.size());
     std::vector<SgdCoefficients<opmath>> coefficients(params.size());
+    StoredParams<T> stored(params, restore_from, compensations, master_params, packed);
+    StateList<opmath> momenta(momentum_buffers, packed);
+    StateList<uint8_t> masks(flat_masks, packed);
     for (size_t i = 0; i < params.size(); ++i) {
-      float* step = data_or_null<float>(state_steps, i);
+      const int64_t numel = params[i].numel();
+      float* step = step_of(state_steps, packed, i);
       coefficients[i] = sgd_coefficients<opmath>(hyperparameters, step != nullptr && *step == 0.0f);
       if (step != nullptr && !skip) *step += 1.0f;
       const uint64_t key =
           rounding_keys.empty() ? 0 : mix64(static_cast<uint64_t>(rounding_keys[i]), static_cast<uint64_t>(*step));
-      spans[i] = {stored_param<T>(params, restore_from, compensations, master_params, i),
-                  data_of<T>(grads[i]),
-                  data_or_null<opmath>(momentum_buffers, i),
-                  data_or_null<uint8_t>(flat_masks, i),
-                  params[i].numel(),
-                  rounding,
-                  key};
+      spans[i] = {
+          stored.next(), data_of<T>(grads[i]), momenta.next(numel), masks.next((numel + 7) / 8), numel, rounding, key};
     }
     parallel_over_list(params, [&](size_t i, int64_t begin, int64_t end) {
       if (skip)

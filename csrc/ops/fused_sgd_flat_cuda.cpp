@@ -4,8 +4,8 @@
 #include "ops/dispatch.h"
 #include "ops/fused_sgd_flat.h"
 #include "ops/library.h"
+#include "ops/state_list.h"
 #include "ops/step_scalars_cuda.h"
-#include "ops/stored_param.h"
 
 namespace torch_ire {
 namespace {
@@ -16,10 +16,10 @@ void fused_sgd_flat_cuda(const TensorList& params, const TensorList& grads, cons
                          double dampening, double weight_decay, bool nesterov, double kappa, bool maximize,
                          const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                          const OptionalTensor& lr_tensor, const OptionalTensor& kappa_tensor,
-                         const std::vector<int64_t>& rounding_keys) {
+                         const std::vector<int64_t>& rounding_keys, bool packed) {
   check_fused_sgd_flat(params, grads, momentum_buffers, state_steps, flat_masks, restore_from, compensations,
                        master_params, momentum, dampening, nesterov, grad_scale, found_inf, lr_tensor, kappa_tensor,
-                       rounding_keys);
+                       rounding_keys, packed);
   const CudaContext context(params[0]);
   const SgdFlatCudaParams scalars{step_scalars(lr, lr_tensor, kappa, kappa_tensor, grad_scale, found_inf, maximize),
                                   momentum, dampening, weight_decay,
@@ -27,18 +27,23 @@ void fused_sgd_flat_cuda(const TensorList& params, const TensorList& grads, cons
 
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
+    using opmath = opmath_t<T>;
     std::vector<SgdFlatCudaSpan<T>> spans(params.size());
     std::vector<float*> steps;
+    StoredParams<T> stored(params, restore_from, compensations, master_params, packed);
+    StateList<opmath> momenta(momentum_buffers, packed);
+    StateList<uint8_t> masks(flat_masks, packed);
     for (size_t i = 0; i < params.size(); ++i) {
-      float* step = data_or_null<float>(state_steps, i);
+      const int64_t numel = params[i].numel();
+      float* step = step_of(state_steps, packed, i);
       if (step != nullptr) steps.push_back(step);
-      spans[i] = {stored_param<T>(params, restore_from, compensations, master_params, i),
+      spans[i] = {stored.next(),
                   data_of<T>(grads[i]),
-                  data_or_null<opmath_t<T>>(momentum_buffers, i),
-                  data_or_null<uint8_t>(flat_masks, i),
+                  momenta.next(numel),
+                  masks.next((numel + 7) / 8),
                   step,
                   rounding_keys.empty() ? 0 : static_cast<uint64_t>(rounding_keys[i]),
-                  params[i].numel()};
+                  numel};
     }
     check_cuda("fused_sgd_flat_",
                launch_fused_sgd_flat(spans, scalars, momentum_kind(momentum, nesterov), context.stream()));

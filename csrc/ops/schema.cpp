@@ -6,13 +6,14 @@ TORCH_IRE_LIBRARY(m) {
   // means n = 0, an empty `restore_from` that the step starts at the parameters themselves, `compensations`,
   // `master_params` and `rounding_keys` that are all empty rounding to nearest. `lr_tensor` and `kappa_tensor` override
   // the floats. state_steps are advanced by one, unless `found_inf` is non-zero: then nothing changes but what
-  // `restore_from` restores.
+  // `restore_from` restores. With `packed` each list of state
+  // holds one tensor with a segment per parameter (kernels/packed_layout.h), `state_steps` one without padding.
   m.def(
       "fused_adamw_flat_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] state_steps, Tensor[] flat_masks, Tensor[] restore_from, Tensor(e!)[] compensations, "
       "Tensor(f!)[] master_params, *, float lr, float beta1, float beta2, float eps, float weight_decay, float kappa, "
       "bool amplify_weight_decay=True, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None, "
-      "Tensor? lr_tensor=None, Tensor? kappa_tensor=None, int[] rounding_keys=[]) -> ()");
+      "Tensor? lr_tensor=None, Tensor? kappa_tensor=None, int[] rounding_keys=[], bool packed=False) -> ()");
   // momentum_buffers are empty where momentum = 0; state_steps may be empty unless dampening or rounding_keys need the
   // count.
   m.def(
@@ -20,7 +21,7 @@ TORCH_IRE_LIBRARY(m) {
       "Tensor[] flat_masks, Tensor[] restore_from, Tensor(d!)[] compensations, Tensor(e!)[] master_params, *, "
       "float lr, float momentum, float dampening, float weight_decay, bool nesterov, float kappa, "
       "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor? lr_tensor=None, Tensor? "
-      "kappa_tensor=None, int[] rounding_keys=[]) -> ()");
+      "kappa_tensor=None, int[] rounding_keys=[], bool packed=False) -> ()");
   // theta += kappa n (theta - (1 - decay) previous): IRE after a step that some other optimizer took from `previous`.
   m.def(
       "displacement_flat_(Tensor(a!)[] params, Tensor[] previous, Tensor[] flat_masks, *, float kappa, float decay=0., "

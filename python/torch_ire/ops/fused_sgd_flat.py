@@ -32,6 +32,7 @@ def fused_sgd_flat_(
     lr_tensor: Tensor | None = None,
     kappa_tensor: Tensor | None = None,
     rounding_keys: Sequence[int] = (),
+    packed: bool = False,
 ) -> None:
     r"""One SGD step, amplified by ``1 + kappa`` on the flat coordinates.
 
@@ -71,6 +72,10 @@ def fused_sgd_flat_(
         kappa_tensor: One number on the device that replaces ``kappa``.
         rounding_keys: One integer a tensor: results are rounded to bfloat16 stochastically with random numbers that
             depend on key, step and element alone. Empty: to nearest.
+        packed: Whether each list of state (all but ``params``, ``grads`` and ``restore_from``) that is not empty holds
+            one tensor for all parameters instead of one per parameter: a segment per parameter, as
+            :mod:`torch_ire.packed_state` lays them out, and for ``state_steps`` one number per parameter without
+            padding.
 
     A parameter that is no longer the rounding of its sum or of its copy has been written by somebody else since the
     last step: the step starts at the parameter then, coordinate by coordinate.
@@ -107,7 +112,7 @@ def fused_sgd_flat_(
         master_params,
         lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, kappa=kappa,
         maximize=maximize, grad_scale=grad_scale, found_inf=found_inf, lr_tensor=lr_tensor, kappa_tensor=kappa_tensor,
-        rounding_keys=rounding_keys,
+        rounding_keys=rounding_keys, packed=packed,
     )  # fmt: skip
     mark_mutated(params, momentum_buffers, state_steps, compensations, master_params)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from torch_ire.reference.arithmetic import flat_bits, load_param, opmath, scalar, store_param
+from torch_ire.packed_state import packed_mask_views
+from torch_ire.reference.arithmetic import flat_bits, load_param, opmath, scalar, segments, store_param
 
 
 def fused_sgd_flat_(
@@ -31,8 +32,14 @@ def fused_sgd_flat_(
     lr_tensor: Tensor | None = None,
     kappa_tensor: Tensor | None = None,
     rounding_keys: Sequence[int] = (),
+    packed: bool = False,
 ) -> None:
     """See :func:`torch_ire.ops.fused_sgd_flat_`, which this mirrors."""
+    if packed:
+        momentum_buffers = segments(momentum_buffers, params)
+        compensations, master_params = segments(compensations, params), segments(master_params, params)
+        flat_masks = packed_mask_views(flat_masks[0], params) if flat_masks else ()
+        state_steps = state_steps[0].unbind() if state_steps else ()
     skip = found_inf is not None and bool(found_inf)
     lr, kappa = scalar(lr_tensor, lr), scalar(kappa_tensor, kappa)
     grad_factor = (-1.0 if maximize else 1.0) / scalar(grad_scale, 1.0)
