@@ -6,6 +6,7 @@
 #include "ops/dispatch.h"
 #include "ops/fused_adamw_flat.h"
 #include "ops/parallel.h"
+#include "ops/scratch.h"
 #include "ops/state_list.h"
 
 namespace torch_ire {
@@ -31,8 +32,8 @@ void fused_adamw_flat_cpu(const TensorList& params, const TensorList& grads, con
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using opmath = opmath_t<T>;
-    std::vector<AdamwFlatSpan<T>> spans(params.size());
-    std::vector<AdamwCoefficients<opmath>> coefficients(params.size());
+    std::vector<AdamwFlatSpan<T>>& spans = scratch<AdamwFlatSpan<T>>(params.size());
+    std::vector<AdamwCoefficients<opmath>>& coefficients = scratch<AdamwCoefficients<opmath>>(params.size());
     StoredParams<T> stored(params, restore_from, compensations, master_params, packed);
     StateList<opmath> first_moments(exp_avgs, packed);
     StateList<opmath> second_moments(exp_avg_sqs, packed);
@@ -41,9 +42,11 @@ void fused_adamw_flat_cpu(const TensorList& params, const TensorList& grads, con
       const int64_t numel = params[i].numel();
       float* step = step_of(state_steps, packed, i);
       if (!skip) *step += 1.0f;
-      coefficients[i] = adamw_coefficients<opmath>(hyperparameters, *step);
+      // parameters share their step as a rule, and two powers cost more than a small parameter's update
+      const bool same_step = i > 0 && *step == *step_of(state_steps, packed, i - 1);
+      coefficients[i] = same_step ? coefficients[i - 1] : adamw_coefficients<opmath>(hyperparameters, *step);
       spans[i] = {
-          stored.next(),
+          stored.next(numel),
           data_of<T>(grads[i]),
           first_moments.next(numel),
           second_moments.next(numel),

@@ -5,6 +5,7 @@
 #include "ops/dispatch.h"
 #include "ops/fused_adamw_flat.h"
 #include "ops/library.h"
+#include "ops/scratch.h"
 #include "ops/state_list.h"
 #include "ops/step_scalars_cuda.h"
 
@@ -33,7 +34,7 @@ void fused_adamw_flat_cuda(const TensorList& params, const TensorList& grads, co
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using opmath = opmath_t<T>;
-    std::vector<AdamwFlatCudaSpan<T>> spans(params.size());
+    std::vector<AdamwFlatCudaSpan<T>>& spans = scratch<AdamwFlatCudaSpan<T>>(params.size());
     std::vector<float*> steps(params.size());
     StoredParams<T> stored(params, restore_from, compensations, master_params, packed);
     StateList<opmath> first_moments(exp_avgs, packed);
@@ -42,7 +43,7 @@ void fused_adamw_flat_cuda(const TensorList& params, const TensorList& grads, co
     for (size_t i = 0; i < params.size(); ++i) {
       const int64_t numel = params[i].numel();
       steps[i] = step_of(state_steps, packed, i);
-      spans[i] = {stored.next(),
+      spans[i] = {stored.next(numel),
                   data_of<T>(grads[i]),
                   first_moments.next(numel),
                   second_moments.next(numel),

@@ -16,18 +16,19 @@ inline void check_fused_sgd_flat(const TensorList& params, const TensorList& gra
   constexpr const char* op = "fused_sgd_flat_";
   check_leading_list(op, "params", params);
   const ScalarType dtype = params[0].scalar_type();
+  const StateLayout layout(params, packed);
   check_list_like(op, "grads", grads, "params", params, dtype);
-  check_state(op, "momentum_buffers", momentum_buffers, params, opmath_dtype(dtype), packed,
+  check_state(op, "momentum_buffers", momentum_buffers, params, opmath_dtype(dtype), layout,
               /*optional=*/momentum == 0.0);
   const bool counts = (momentum != 0.0 && dampening != 0.0) || !rounding_keys.empty();
-  check_state_steps(op, "state_steps", state_steps, params, packed, /*optional=*/!counts);
-  check_state_masks(op, "flat_masks", flat_masks, params, packed);
+  check_state_steps(op, "state_steps", state_steps, params, layout, /*optional=*/!counts);
+  check_state_masks(op, "flat_masks", flat_masks, params, layout);
   check_list_like(op, "restore_from", restore_from, "params", params, dtype, /*optional=*/true);
   TORCH_IRE_CHECK(!nesterov || (momentum != 0.0 && dampening == 0.0), op,
                   "nesterov: expected a momentum and zero dampening, got momentum ", momentum, " and dampening ",
                   dampening);
   check_step_scalars(op, params[0], grad_scale, found_inf, lr_tensor, kappa_tensor);
-  check_rounding(op, compensations, master_params, rounding_keys, params, packed);
+  check_rounding(op, compensations, master_params, rounding_keys, params, layout);
 }
 
 inline SgdMomentum momentum_kind(double momentum, bool nesterov) {

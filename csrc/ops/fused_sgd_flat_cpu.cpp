@@ -5,6 +5,7 @@
 #include "ops/dispatch.h"
 #include "ops/fused_sgd_flat.h"
 #include "ops/parallel.h"
+#include "ops/scratch.h"
 #include "ops/state_list.h"
 
 namespace torch_ire {
@@ -31,8 +32,8 @@ void fused_sgd_flat_cpu(const TensorList& params, const TensorList& grads, const
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using opmath = opmath_t<T>;
-    std::vector<SgdFlatSpan<T>> spans(params.size());
-    std::vector<SgdCoefficients<opmath>> coefficients(params.size());
+    std::vector<SgdFlatSpan<T>>& spans = scratch<SgdFlatSpan<T>>(params.size());
+    std::vector<SgdCoefficients<opmath>>& coefficients = scratch<SgdCoefficients<opmath>>(params.size());
     StoredParams<T> stored(params, restore_from, compensations, master_params, packed);
     StateList<opmath> momenta(momentum_buffers, packed);
     StateList<uint8_t> masks(flat_masks, packed);
@@ -43,8 +44,13 @@ void fused_sgd_flat_cpu(const TensorList& params, const TensorList& grads, const
       if (step != nullptr && !skip) *step += 1.0f;
       const uint64_t key =
           rounding_keys.empty() ? 0 : mix64(static_cast<uint64_t>(rounding_keys[i]), static_cast<uint64_t>(*step));
-      spans[i] = {
-          stored.next(), data_of<T>(grads[i]), momenta.next(numel), masks.next((numel + 7) / 8), numel, rounding, key};
+      spans[i] = {stored.next(numel),
+                  data_of<T>(grads[i]),
+                  momenta.next(numel),
+                  masks.next((numel + 7) / 8),
+                  numel,
+                  rounding,
+                  key};
     }
     parallel_over_list(params, [&](size_t i, int64_t begin, int64_t end) {
       if (skip)

@@ -4,6 +4,7 @@
 #include "ops/dispatch.h"
 #include "ops/fused_sgd_flat.h"
 #include "ops/library.h"
+#include "ops/scratch.h"
 #include "ops/state_list.h"
 #include "ops/step_scalars_cuda.h"
 
@@ -28,7 +29,7 @@ void fused_sgd_flat_cuda(const TensorList& params, const TensorList& grads, cons
   dispatch_floating(params[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using opmath = opmath_t<T>;
-    std::vector<SgdFlatCudaSpan<T>> spans(params.size());
+    std::vector<SgdFlatCudaSpan<T>>& spans = scratch<SgdFlatCudaSpan<T>>(params.size());
     std::vector<float*> steps;
     StoredParams<T> stored(params, restore_from, compensations, master_params, packed);
     StateList<opmath> momenta(momentum_buffers, packed);
@@ -37,7 +38,7 @@ void fused_sgd_flat_cuda(const TensorList& params, const TensorList& grads, cons
       const int64_t numel = params[i].numel();
       float* step = step_of(state_steps, packed, i);
       if (step != nullptr) steps.push_back(step);
-      spans[i] = {stored.next(),
+      spans[i] = {stored.next(numel),
                   data_of<T>(grads[i]),
                   momenta.next(numel),
                   masks.next((numel + 7) / 8),

@@ -53,9 +53,8 @@ class StoredParams {
         compensations_(compensations, packed),
         master_params_(master_params, packed) {}
 
-  StoredParam<T> next() {
+  StoredParam<T> next(int64_t numel) {
     const size_t i = next_++;
-    const int64_t numel = params_[i].numel();
     T* theta = data_of<T>(params_[i]);
     const T* backup = data_or_null<T>(restore_from_, i);
     return {theta, backup != nullptr ? backup : theta, compensations_.next(numel), master_params_.next(numel)};
