@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import torch_ire
+from processes import run_python
 from tolerances import DTYPES
 from torch_ire import ops
 from torch_ire.counter_rng import as_int64, mix64
@@ -222,8 +221,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_peak_memory_of_the_process() -> None:
-    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 2048  # KiB
+    assert int(run_python(PEAK)) < 2048  # KiB
 
 
 def test_error_messages() -> None:
