@@ -12,12 +12,13 @@ import fcntl
 import functools
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZED = "sanitize"
@@ -31,9 +32,8 @@ def variant() -> str:
 
 def build(which: str) -> Path:
     """Compiles what has changed since the last call and returns the library; skips where there is no compiler."""
-    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    environment.pop("LD_PRELOAD", None)
-    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool, path=environment["PATH"]) is None]
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool, path=search) is None]
     if missing:
         pytest.skip(f"CUDA emulation: {', '.join(missing)} not found")
     pybind11 = pytest.importorskip("pybind11", reason="CUDA emulation: the build files ask for pybind11")
@@ -51,8 +51,7 @@ def build(which: str) -> Path:
             configure,
             ["cmake", "--build", str(folder), "--parallel", "2", "--target", "torch_ire_emulated"],
         ):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
+            processes.run(command, env={"PATH": search}, without=("LD_PRELOAD",), limit=1800.0)
     return folder / "tests" / "cuda_emulation" / "libtorch_ire_emulated.so"
 
 

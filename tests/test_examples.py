@@ -2,57 +2,47 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import processes
 from layout import ROOT
 from trainers import need
 
 EXAMPLES = ROOT / "examples"
 LIMIT = 240.0  # seconds
-
-
-def start(*command: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    try:
-        printed, _ = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        printed, _ = process.communicate()
-        pytest.fail(f"no end after {LIMIT} s: {printed}")
-    assert process.returncode == 0, printed
-    return printed
+VARIABLES = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def run(name: str, *arguments: str, folder: Path) -> str:
-    return finish(start(sys.executable, str(EXAMPLES / name), *arguments, folder=folder))
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    with processes.reserved_port() as port:  # for those that start ranks of their own
+        env = {**VARIABLES, "MASTER_PORT": str(port)}
+        return processes.run(command, cwd=folder, env=env, limit=LIMIT).read()
 
 
 def torchrun(name: str, *arguments: str, folder: Path) -> str:
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    return finish(start(*launcher, str(EXAMPLES / name), *arguments, folder=folder))
+    return processes.run([*launcher, str(EXAMPLES / name), *arguments], cwd=folder, env=VARIABLES, limit=LIMIT).read()
 
 
 def as_ranks(name: str, *arguments: str, folder: Path, ranks: int) -> str:
     """What torchrun starts, without torchrun, which takes longer than the example."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = (sys.executable, str(EXAMPLES / name), *arguments)
-    started = [start(*command, folder=folder, RANK=str(r), LOCAL_RANK=str(r), **common) for r in range(ranks)]
-    first, *_ = [finish(process) for process in started]
-    return first
+    with processes.reserved_port() as port, contextlib.ExitStack() as stack:
+        env = {**VARIABLES, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        started = [
+            stack.enter_context(
+                processes.Program(command, cwd=folder, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)})
+            )
+            for r in range(ranks)
+        ]
+        processes.finish_all(started, LIMIT)
+    return started[0].read()
 
 
 def number(pattern: str, printed: str) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import torch_ire
+from processes import run_python
 from tolerances import DTYPES
 from torch_ire import ops
 from torch_ire.counter_rng import as_int64, mix64
@@ -156,6 +155,60 @@ def test_resume_draws_the_same_labels() -> None:
     assert repr(generator) == "LabelGenerator(seed=4, offset=0)"
 
 
+def test_a_checkpoint_restores_a_generator_only_before_its_first_use() -> None:
+    generator = LabelGenerator(seed=1)
+    assert generator.restore_if_unused(7, 5)
+    assert generator.state_dict() == {"seed": 7, "offset": 5}
+    assert not generator.restore_if_unused(8, 9)  # the position of a checkpoint counts as used
+    assert generator.state_dict() == {"seed": 7, "offset": 5}
+    generator.manual_seed(2)
+    assert generator.restore_if_unused(8, 9)
+    generator.manual_seed(2).draw()
+    assert not generator.restore_if_unused(7, 5)
+    assert generator.state_dict() == {"seed": 2, "offset": 1}
+    fresh = LabelGenerator()
+    assert not fresh.restore_if_unused(3, 0)  # nothing was drawn: torch's seed still decides
+    assert fresh.state_dict() == {"seed": torch.initial_seed(), "offset": 0}
+
+
+def test_an_invalid_position_is_refused_and_changes_nothing() -> None:
+    generator = LabelGenerator(seed=3)
+    for state in ({"seed": 1, "offset": -1}, {"seed": 1, "offset": "many"}, {"seed": None, "offset": 1}):
+        with pytest.raises(ValueError, match=r"expected seed and offset as integers, offset at least 0, got"):
+            generator.load_state_dict(state)  # type: ignore[arg-type]
+    assert generator.state_dict() == {"seed": 3, "offset": 0}
+
+
+def test_the_rank_of_the_default_generator_holds_for_all_that_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data parallel rank is a property of the process: one line sets it for every optimizer's labels."""
+    as_rank_5 = LabelGenerator(3, rank=5).draw()
+    monkeypatch.setattr(torch_ire.default_label_generator, "rank", 5)
+    assert LabelGenerator(3).draw() == as_rank_5
+    assert LabelGenerator(3, rank=0).draw() != as_rank_5
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_label_and_no_loss(default: torch.dtype) -> None:
+    logits = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(40, dtype=torch.int64).masked_fill(torch.arange(40) % 3 == 0, -100)
+
+    def loss_and_gradient() -> tuple[Tensor, Tensor]:
+        x = logits.clone().requires_grad_()
+        loss = sampled_cross_entropy(x, targets, generator=LabelGenerator(3))
+        return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+    expected = loss_and_gradient()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = loss_and_gradient()
+    finally:
+        torch.set_default_dtype(before)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
 def test_torch_generators_are_untouched_and_calls_differ() -> None:
     before = torch.get_rng_state()
     x = torch.zeros(400, 30)
@@ -222,8 +275,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_peak_memory_of_the_process() -> None:
-    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 2048  # KiB
+    assert int(run_python(PEAK)) < 2048  # KiB
 
 
 def test_error_messages() -> None:

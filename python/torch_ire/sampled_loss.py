@@ -1,8 +1,9 @@
-"""The loss whose squared gradient estimates the diagonal curvature: cross-entropy at labels that the model draws."""
+"""Cross-entropy at labels drawn from the model's softmax: its squared gradient estimates the diagonal curvature."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import numbers
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,18 +20,18 @@ _CHUNK = 1 << 18
 
 
 class LabelGenerator:
-    """Which random numbers a sampled loss draws: a seed and a count of the calls.
+    """The random numbers of sampled losses: a seed and the number of calls so far.
 
-    Labels depend on seed, count, rank of the process and row alone, so a run that is resumed from
-    :meth:`state_dict` draws what it would have drawn, and torch's own generators are never touched. Under
-    ``torch.distributed`` the rank is mixed in at the draw: replicas draw different labels from equal states, and one
-    state serves all ranks of a checkpoint and any number of them.
+    Labels depend on seed, number of calls, rank of the process and row alone: a run that is resumed from
+    :meth:`state_dict` draws the labels that it would have drawn, and torch's own generators are never touched. The rank
+    is mixed in at the draw. So replicas draw different labels from equal states, and one state serves all ranks of a
+    checkpoint, and any number of ranks.
 
     Args:
-        seed: 64 bits; ``None`` takes ``torch.initial_seed()`` at first use.
-        rank: What is mixed in; ``None``: the rank of the process. Ranks that compute the same logits together (tensor
-            parallel) have to draw the same labels: give them their data parallel rank, here or in the attribute of this
-            name.
+        seed: 64 bits; ``None``: ``torch.initial_seed()`` at first use.
+        rank: The rank to mix in; ``None``: that of :data:`default_label_generator`, or else the rank of the process.
+            Ranks that compute the same logits together (tensor parallel) have to draw the same labels: set their data
+            parallel rank, here or as the attribute of this name.
 
     Example:
         >>> from torch_ire.sampled_loss import LabelGenerator
@@ -46,7 +47,7 @@ class LabelGenerator:
 
     def draw(self) -> tuple[int, int]:
         """The key of the next call, as ``seed`` and ``offset`` of :func:`torch_ire.ops.sample_labels`."""
-        rank = self.rank
+        rank = default_label_generator.rank if self.rank is None else self.rank
         if rank is None:
             distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
             rank = torch.distributed.get_rank() if distributed else 0
@@ -55,28 +56,56 @@ class LabelGenerator:
         return key
 
     def manual_seed(self, seed: int) -> LabelGenerator:
-        """Starts over from ``seed``."""
+        """Starts over from ``seed``, as a generator that has not been used."""
         self._seed, self._offset = seed, 0
         return self
 
     @property
     def used(self) -> bool:
-        """Whether there is a position to keep: a label has been drawn since the generator was made or seeded."""
+        """Whether there is a position to keep: labels were drawn, or a position loaded, since creation or seeding."""
         return self._offset > 0
 
     def state_dict(self) -> dict[str, int]:
-        """Seed and number of calls so far; plain integers."""
+        """Seed and number of calls so far, as plain integers."""
         return {"seed": self._resolved_seed(), "offset": self._offset}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continues where :meth:`state_dict` was taken.
 
         Raises:
-            ValueError: A key is missing or left over.
+            ValueError: A key is missing or left over, or a value is no integer. The position has not changed then.
         """
         if set(state) != {"seed", "offset"}:
             raise ValueError(f"LabelGenerator.load_state_dict(): expected keys seed and offset, got {sorted(state)}")
-        self._seed, self._offset = int(state["seed"]), int(state["offset"])
+        seed, offset = state["seed"], state["offset"]
+        if not all(isinstance(number, numbers.Integral) for number in (seed, offset)) or offset < 0:
+            raise ValueError(
+                "LabelGenerator.load_state_dict(): expected seed and offset as integers, offset at least 0, got "
+                f"{dict(state)}"
+            )
+        self._seed, self._offset = int(seed), int(offset)
+
+    def restore_if_unused(self, seed: int, offset: int) -> bool:
+        """Continues at a checkpoint's position, unless that would move a generator that is in use.
+
+        For a position that a checkpoint holds without being asked, as an optimizer's holds that of
+        :data:`default_label_generator`: a new process resumes exactly, and loading another optimizer's checkpoint later
+        disturbs nobody.
+
+        Args:
+            seed: As in :meth:`state_dict`.
+            offset: As in :meth:`state_dict`; 0, the position before the first label, restores nothing.
+
+        Returns:
+            Whether the position was restored: ``False`` if the generator was :attr:`used`.
+
+        Raises:
+            ValueError: ``seed`` or ``offset`` is no integer.
+        """
+        if self.used or offset == 0:
+            return False
+        self.load_state_dict({"seed": seed, "offset": offset})
+        return True
 
     def _resolved_seed(self) -> int:
         if self._seed is None:
@@ -87,7 +116,8 @@ class LabelGenerator:
         return f"LabelGenerator(seed={self._seed}, offset={self._offset})"
 
 
-#: What :func:`sampled_cross_entropy` draws from unless told otherwise; one a process.
+#: The generator of :func:`sampled_cross_entropy` calls without one of their own; one per process. Optimizers save its
+#: position, and restore it as :meth:`LabelGenerator.restore_if_unused` says.
 default_label_generator = LabelGenerator()
 
 
@@ -111,16 +141,17 @@ def sampled_cross_entropy(
     Args:
         logits: (B, C), (B, T, V), or any shape with the classes in ``class_dim``; float32, float64, bfloat16 or
             float16, any strides.
-        targets: int64 of the logits' shape without the classes, as for the training loss. Only which of them equal
-            ``ignore_index`` matters: these positions are left out. ``None``: none is.
+        targets: int64 of the logits' shape without the classes, as for the training loss. They only say which positions
+            to leave out: those that equal ``ignore_index``. ``None``: no position is left out.
         ignore_index: The target of positions to leave out.
         class_dim: The dimension of the classes; 1 for images of logits (B, C, H, W).
-        generator: Where the labels' random numbers come from; ``None``: :data:`default_label_generator`.
+        generator: Draws the labels; ``None``: :data:`default_label_generator`. Each optimizer has one of its own,
+            ``opt.label_generator``, whose position is part of its ``state_dict``.
 
     Returns:
-        The loss, shape (); float64 for float64 logits, else float32. Where every position is ignored, or there is
-        none, the loss is 0 and so are the gradients. A row with a NaN, with +inf, or with -inf alone makes it not
-        finite, unless the row is ignored.
+        The loss, shape (); float64 for float64 logits, else float32. If every position is ignored, or there is none,
+        loss and gradients are 0. A row with a NaN, with +inf, or with -inf alone makes the loss not finite, unless the
+        row is ignored.
 
     Raises:
         ValueError: ``targets`` does not have the logits' shape without the classes.
@@ -165,7 +196,7 @@ def sampled_cross_entropy(
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
-    """Classes in the last dimension; ``kept`` says which rows count, None that all do."""
+    """Classes in the last dimension; ``kept``: the rows that count, None for all."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, kept: Tensor | None, seed: int, offset: int) -> Tensor:
