@@ -52,7 +52,7 @@ def step(name, model, optimizer, t):
 
 
 def flat(handle, p):
-    return unpack(handle._state_of(p)["flat_mask"], p)
+    return unpack(handle._targets().known_state(p)["flat_mask"], p)
 
 
 @pytest.mark.parametrize("curvature", ["random", "fisher"])

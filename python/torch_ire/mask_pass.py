@@ -46,10 +46,10 @@ def ire_of(optimizer: Any) -> IREOptimizer | IRE:
     while inner is not None:
         if isinstance(inner, IRE):
             return inner
-        attributes = getattr(inner, "__dict__", {})
-        attached = attributes.get("_torch_ire_handle")
-        if isinstance(attached, IRE):
+        attached = IRE.of(inner)
+        if attached is not None:
             return attached
+        attributes = getattr(inner, "__dict__", {})
         wrapped = attributes.get("optimizer", attributes.get("_optimizer"))
         if isinstance(inner, IREOptimizer) and wrapped is None:
             return inner
