@@ -123,7 +123,7 @@ def refresh_mask(
     if not ire.mask_due():
         return False
     module = _without_data_parallel(model)
-    groups = [group for o in ([ire] if isinstance(ire, IREOptimizer) else ire.optimizers) for group in o.param_groups]
+    groups = ire._targets().groups
     ranked = [param for group in groups for param in group["params"]]
     touched = list(dict.fromkeys([*ranked, *module.parameters()]))
     hutchinson = any(group["curvature"] == "hutchinson" for group in groups)

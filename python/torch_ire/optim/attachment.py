@@ -239,9 +239,10 @@ class Attachment:
         for group in groups:
             track_max_lr(group)
         if not self._creates_state:
-            self.masks.before_step(targets)
+            # a closure may compute the gradients during the step
+            self.masks.before_step(targets, lambda param: param.requires_grad)
             refresh_projectors("IRE", groups, self.masks.failed_projectors)
-        moving = projected_parameters(groups)
+        moving = projected_parameters(groups, lambda param: param.requires_grad)
         projections("IRE", groups, moving)
         for group in groups:
             if on_device(group) and isinstance(group["curvature"], str):
@@ -270,7 +271,7 @@ class Attachment:
                         checkpoint.ensure_saved_state(group, param, targets.state_of(param))
                 if projector_of(group) is None:
                     self._amplify(group, targets, found_inf)
-            if not (found_inf is not None and bool(found_inf) and projected_parameters(groups)):
+            if not (found_inf is not None and bool(found_inf)):
                 amplify_projected(projections("IRE", groups, self.started), self.started)
             if not self._creates_state:
                 advance(groups)

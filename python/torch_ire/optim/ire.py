@@ -209,9 +209,11 @@ class IRE:
 
     def _last_displacement(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Direction | None:
         start = self._attachment.started.get(param)
-        if start is None or "flat_mask" not in state:
+        if "flat_mask" not in state:
             return None
         part = local_part(param)
+        if start is None:  # kappa = 0 keeps no start, and adds nothing
+            return (torch.zeros_like(part), 0.0) if float(enhancement(group)) == 0.0 else None
         decay = unamplified_decay(group) * start.double()
         moved = (part - start).double() + decay
         amplified = torch.where(unpack(state["flat_mask"], part), moved / (1 + float(enhancement(group))), moved)

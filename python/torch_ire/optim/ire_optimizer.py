@@ -37,7 +37,7 @@ from torch_ire.optim.schedule import (
     track_max_lr,
 )
 from torch_ire.optim.skipped_steps import any_of, nonfinite_flag
-from torch_ire.optim.tensor_lists import StepPlan, TensorLists
+from torch_ire.optim.tensor_lists import StepPlan, TensorLists, create_state
 from torch_ire.optim.update_rules import (
     ROUNDING_STATE_KEYS,
     UpdateRule,
@@ -197,6 +197,7 @@ class IREOptimizer(torch.optim.Optimizer):
             Wang et al., arXiv:2405.20763, Eqs. (5) and (6).
         """
         self._masks.update(self._targets(), loss, num_predictions, grad_scale, process_group)
+        create_state(self.param_groups, self.state, self._rule)
 
     def ire_summary(self, *, over_mesh: bool = False) -> dict[str, Any]:
         """The present effect of IRE as plain numbers: flat share, threshold, kappa, share of the displacement.
@@ -292,7 +293,7 @@ class IREOptimizer(torch.optim.Optimizer):
         creates_state = checkpoint.is_state_init_step(self.param_groups, self.state)
         lists = self._gather(refresh=not creates_state)
         try:
-            previous = {p: start.get(p, p) for p in projected_parameters(self.param_groups)}
+            previous = {p: start.get(p, p) for p in projected_parameters(self.param_groups, has_gradient)}
             projected = projections(type(self).__name__, self.param_groups, previous)
             if not creates_state:
                 found_inf = any_of([found_inf, nonfinite_flag(functions_of, lists, self.param_groups)])
@@ -324,7 +325,7 @@ class IREOptimizer(torch.optim.Optimizer):
         lists = self._plan.gather(name, self.param_groups, self.state, self._rule)
         if refresh:
             refresh_projectors(name, self.param_groups, self._masks.failed_projectors)
-            if self._masks.before_step(self._targets()):  # new masks are new state
+            if self._masks.before_step(self._targets(), has_gradient):  # new masks are new state
                 lists = self._plan.gather(name, self.param_groups, self.state, self._rule)
         return lists
 
@@ -443,6 +444,11 @@ _PROCESS_OPTIONS = ("capturable",)
 
 def _known_state(state: Mapping[Tensor, dict[str, Any]], param: Tensor) -> Mapping[str, Any]:
     return state.get(param, {})
+
+
+def has_gradient(param: Tensor) -> bool:
+    """Whether a parameter takes the step."""
+    return param.grad is not None
 
 
 def run_all(calls: Iterable[Callable[[], Any]]) -> None:

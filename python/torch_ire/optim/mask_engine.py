@@ -155,15 +155,19 @@ class MaskEngine:
             param.grad = None  # the gradients of the sampled loss
         self.label_generator.take_back()
 
-    def before_step(self, targets: Targets) -> bool:
-        """Draws every random mask that is due, for the parameters with a gradient: the control.
+    def before_step(self, targets: Targets, stepping: Callable[[Tensor], bool]) -> bool:
+        """Draws every random mask that is due: the control.
+
+        Args:
+            targets: The groups.
+            stepping: Whether a parameter takes the step.
 
         Returns:
             Whether a mask was due.
         """
         due = [group for group in targets.groups if draws_itself(group) and is_due(group)]
         if due:
-            draw(targets, _members(targets, "random", due, lambda param: param.grad is not None))
+            draw(targets, _members(targets, "random", due, stepping))
             _note_refreshes(due)
         return bool(due)
 

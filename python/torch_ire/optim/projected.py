@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -50,14 +50,14 @@ def refresh_projectors(owner: str, groups: Iterable[Group], failed: set[int]) ->
         note_refresh(group, step_number(group))
 
 
-def projected_parameters(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
-    """The parameters with a gradient whose displacement a projector amplifies in the coming step."""
+def projected_parameters(groups: Iterable[Mapping[str, Any]], stepping: Callable[[Tensor], bool]) -> list[Tensor]:
+    """The parameters that take the coming step and whose displacement a projector amplifies."""
     return [
         param
         for group in groups
         if projector_of(group) is not None and step_number(group) >= group["warmup_steps"]
         for param in group["params"]
-        if param.grad is not None
+        if stepping(param)
     ]
 
 

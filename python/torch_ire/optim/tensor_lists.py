@@ -241,6 +241,16 @@ def _packed_tensor(key: str, column: Sequence[Tensor], parts: Sequence[Tensor]) 
 # -- the plan --------------------------------------------------------------------------------------------------------
 
 
+def create_state(groups: Sequence[Group], state: Mapping[Tensor, dict[str, Any]], rule_of: RuleOf) -> None:
+    """Creates the state that a step needs for every parameter with a mask.
+
+    A mask without moments would look like complete state to the base optimizer that loads it.
+    """
+    for group in groups:
+        masked = [(i, p, local_part(p)) for i, p in enumerate(group["params"]) if "flat_mask" in state.get(p, {})]
+        _plan(group, rule_of(group), masked, state)
+
+
 @dataclass
 class _GroupPlan:
     """The lists of a group, and what they were built from."""
