@@ -108,6 +108,10 @@ def test_a_copy_of_the_handle_alone_brings_its_optimizer(cls, arguments, copied)
 
 @pytest.fixture
 def _by_counting_alone() -> Iterator[None]:
+    # the first step of a process imports modules, whose frames hold what they find
+    model, optimizer, handle = attached(torch.optim.SGD, {"lr": 0.1})
+    train(model, optimizer, handle, range(1))
+    del model, optimizer, handle
     gc.collect()
     gc.disable()
     yield
