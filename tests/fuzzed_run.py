@@ -215,7 +215,7 @@ class FuzzedRun:
             grads = [[None if g is None else g.nan_to_num(0.0, 0.0, 0.0) for g in gs] for gs in grads]
             # a loss whose Hessian is diagonal, so that random signs z give z * Hz = diag(H) exactly
             terms = [
-                (g * p * p).sum().double() / 2
+                (g * p * p).sum().double()
                 for i in asking
                 for g, p in zip(grads[i], self.params[i], strict=True)
                 if g is not None
@@ -228,7 +228,7 @@ class FuzzedRun:
         for i in asking:
             for g, memory in zip(grads[i], self.memory[i], strict=True):
                 if g is not None and self.groups[i]["curvature"] == "hutchinson":
-                    memory.estimates.append(g.double())
+                    memory.estimates.append(2 * g.double())
                 elif g is not None:
                     scaled = (g * (loss_scale or 1.0)).double() / (loss_scale or 1.0)
                     memory.estimates.append(number * scaled.square())
@@ -243,7 +243,7 @@ class FuzzedRun:
             # squares in float32 whatever the dtype
             return [None if g is None else (g * loss_scale).float().square().double() for g in grads]
         if a["curvature_beta"] == 0:
-            return [None if g is None else g.double().abs() for g in grads]
+            return [None if g is None else 2 * g.double().abs() for g in grads]
         scores: list[Tensor | None] = []
         for p, g, memory in zip(self.params[i], grads, self.memory[i], strict=True):
             if g is None:
@@ -312,8 +312,9 @@ class FuzzedRun:
         if self.groups[0]["perturbation"] == "random":
             self.optimizer.first_step()
             moved = [(p.detach().double() - theta, a["rho"]) for (p, a), theta in zip(rows, thetas, strict=True)]
+            known = all(theta.isfinite().all() for theta in thetas) and any(theta.numel() for theta in thetas)
             plain = all(a["rho"] > 0 and not a["adaptive"] and p.dtype == torch.float64 for p, a in rows)
-            if plain and any(p.numel() for p, _ in rows):
+            if plain and known:
                 length = sum(float((e / rho).square().sum()) for e, rho in moved) ** 0.5
                 assert abs(length - 1) < 1e-9, f"|e| / rho should be 1, is {length}"
             return False, any(
