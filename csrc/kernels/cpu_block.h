@@ -5,8 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels/clones.h"
 #include "kernels/stored_param.h"
+#include "kernels/target_clones.h"
 #include "math/counter_rng.h"
 #include "math/number.h"
 
