@@ -46,11 +46,16 @@ def test_interleaved_threads_restore_the_attention_settings():
 
 def test_nested_scopes_and_an_exception_restore_the_attention_settings():
     before = settings()
-    with pytest.raises(KeyboardInterrupt), math_attention():
+
+    def interrupted():
         with math_attention():
-            pass
-        assert settings() == MATH_ALONE
-        raise KeyboardInterrupt
+            with math_attention():
+                pass
+            assert settings() == MATH_ALONE
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert settings() == before
 
 
