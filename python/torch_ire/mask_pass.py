@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_ire.batch_norm import frozen_batch_norm
-from torch_ire.curvature.left_as_found import math_attention
+from torch_ire.curvature.preserve_state import math_attention
 from torch_ire.gradient_average import all_replicas, average_gradients, total_over_replicas
 from torch_ire.model_outputs import Predictions, predict
 from torch_ire.optim import IRE
