@@ -253,8 +253,22 @@ def test_numbers_reach_the_trackers_of_accelerate(tmp_path: Path):
     assert [(event.step, event.value) for event in events.Scalars("ire/flat_share")] == [(1, FLAT)]
 
 
-def test_a_gradscaler_in_the_wrapper():
-    """An overflow leaves parameters, moments and step counts alone; the next step is taken."""
+def test_the_pass_has_the_loss_scale_of_the_accelerator():
+    """Its GradScaler is in the prepared optimizer; the switch for float16 is for GPUs alone."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    Accelerator(cpu=True)
+    norms = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        model = network()
+        prepared = AcceleratedOptimizer(torch_ire.AdmIRE(model.parameters()), scaler=scaler)
+        model[0].weight.register_hook(lambda grad: norms.append(float(grad.norm())))
+        batch = next(iter(loader()))
+        assert torch_ire.refresh_mask(prepared, model, batch, generator=torch_ire.LabelGenerator(seed=5))
+    assert norms[1] == pytest.approx(1024.0 * norms[0])
+
+
+def test_an_overflow_changes_nothing_and_the_next_step_is_taken():
     from accelerate.optimizer import AcceleratedOptimizer
 
     Accelerator(cpu=True)

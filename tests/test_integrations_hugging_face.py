@@ -234,12 +234,11 @@ def test_a_run_resumes_to_the_bit(tmp_path, kind):
 
     options = {"optimizer": optimizer, "callbacks": CALLBACK, "save_strategy": "steps", "save_steps": 6}
     whole = Run(tmp_path, **options).train()
-    generator = torch_ire.default_label_generator.state_dict()
     torch_ire.default_label_generator.manual_seed(99)
     resumed = Run(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert len(resumed.batches) < len(whole.batches)
     assert same(whole.parameters(), resumed.parameters())
-    assert torch_ire.default_label_generator.state_dict() == generator
+    assert whole.state["param_groups"] == resumed.state["param_groups"]  # the position of the labels among them
     for ours, theirs in zip(whole.state["state"].values(), resumed.state["state"].values(), strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -252,6 +251,59 @@ def test_a_checkpoint_of_the_trainers_adamw_goes_on_with_ire(tmp_path):
     assert run.ire.param_groups[0]["ire_step"] == 9
     assert run.ire.param_groups[0]["ire_mask_step"] == 8
     assert float(run.state["state"][0]["step"]) == 9.0
+
+
+def test_the_pass_has_the_loss_scale_of_the_trainer(tmp_path):
+    """Under fp16 the gradients of the pass would underflow without it; the Trainer's switch is for GPUs alone."""
+    norms = {}
+    for scale in (None, 1024.0):
+        callback = MaskRefreshCallback(generator=torch_ire.LabelGenerator(seed=5))
+        run = Run(tmp_path, model=language_model(), **adm_ire(curvature_beta=0.5), callbacks=[callback], max_steps=1)
+        if scale is not None:
+            run.trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        seen = norms.setdefault(scale, [])
+        next(run.model.parameters()).register_hook(lambda grad, seen=seen: seen.append(float(grad.norm())))
+        run.train()
+        assert len(seen) == 2  # the training batch, and the pass of the mask
+        norms[scale].append(run.state["state"][0]["hessian_diag"].sum().item())
+    assert norms[1024.0][:2] == pytest.approx([1024.0 * norm for norm in norms[None][:2]])
+    assert norms[1024.0][2] == pytest.approx(norms[None][2])
+
+
+def test_steps_in_the_backward_pass_get_their_masks_before_it(tmp_path):
+    """In a wrapper whose step does nothing, as the Trainer wants an optimizer: the run is the plain loop."""
+
+    class Stepped(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            super().__init__([p for group in optimizer.param_groups for p in group["params"]], {"lr": 0.0})
+            self.optimizer = optimizer
+
+        def step(self, closure=None):
+            return closure() if closure else None
+
+    def in_backward(model):
+        make = functools.partial(torch_ire.AdmIRE, lr=1e-2, mask_interval=3)
+        return torch_ire.StepInBackward(model.parameters(), lambda params: make(params))
+
+    labels = [torch_ire.LabelGenerator(seed=5) for _ in range(2)]
+    callbacks = [MaskRefreshCallback(generator=labels[0])]
+    run = Run(
+        tmp_path,
+        model=language_model(),
+        optimizer=lambda model: Stepped(in_backward(model)),
+        callbacks=callbacks,
+        max_steps=5,
+        max_grad_norm=0.0,
+    ).train()
+    model = language_model()
+    opt = in_backward(model)
+    trained_on = [batch for batch in run.batches if "labels" in batch]
+    assert len(trained_on) == 5
+    for batch in trained_on:
+        torch_ire.refresh_mask(opt, model, batch, generator=labels[1])
+        model(**batch).loss.backward()
+    assert [group["ire_mask_step"] for group in run.ire.param_groups] == [3] * len(run.ire.param_groups)
+    assert same(run.parameters(), [p.detach() for p in model.parameters()])
 
 
 def test_ire_around_the_trainers_own_optimizer(tmp_path):

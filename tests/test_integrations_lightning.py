@@ -191,14 +191,14 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path):
     options = {"max_epochs": 2, "limit_train_batches": 5}
     whole = Module(adm_ire(mask_interval=4, curvature_beta=0.5))
     trainer = train(whole, callbacks=[checkpoint, IRECallback()], enable_checkpointing=True, **options)
-    generator = torch_ire.default_label_generator.state_dict()
     torch_ire.default_label_generator.manual_seed(99)
     saved = sorted(tmp_path.glob("*step=5*.ckpt"))
     resumed = Module(adm_ire(mask_interval=7))  # what the checkpoint holds counts
     again = train(resumed, ckpt_path=saved[0], callbacks=[IRECallback()], **options)
     assert len(resumed.training_losses) == 5
     assert same(everything(whole), everything(resumed))
-    assert torch_ire.default_label_generator.state_dict() == generator
+    groups = [t.optimizers[0].state_dict()["param_groups"] for t in (trainer, again)]
+    assert groups[0] == groups[1]  # the position of the labels among them
     for ours, theirs in zip(
         trainer.optimizers[0].state_dict()["state"].values(),
         again.optimizers[0].state_dict()["state"].values(),
@@ -309,6 +309,45 @@ def test_mixed_precision_with_clipping(precision, clip):
     )
     assert trainer.optimizers[0].ire_summary()["flat_share"] == FLAT
     assert sum(ours.training_losses[-3:]) < sum(ours.training_losses[:3])
+
+
+def test_the_pass_has_the_loss_scale_of_the_trainer():
+    norms = []
+    for scaled in (False, True):
+        module = Module(adm_ire())
+        seen = []
+        module.net[0].weight.register_hook(lambda grad, seen=seen: seen.append(float(grad.norm())))
+        options = with_scaler({"scaler": scaled})
+        train(module, callbacks=[IRECallback(generator=torch_ire.LabelGenerator(seed=5))], max_steps=1, **options)
+        norms.append(seen)
+    assert norms[1] == pytest.approx([1024.0 * norm for norm in norms[0]], rel=0.05)  # float16 rounds
+    assert len(norms[0]) == 2
+
+
+def test_steps_in_the_backward_pass_get_their_masks_before_it():
+    """In a wrapper whose step evaluates the closure and nothing else."""
+
+    class Stepped(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            super().__init__([p for group in optimizer.param_groups for p in group["params"]], {"lr": 0.0})
+            self.optimizer = optimizer
+
+        def step(self, closure=None):
+            return closure()
+
+    def in_backward(params):
+        return torch_ire.StepInBackward(params, lambda one: torch_ire.AdmIRE(one, lr=1e-2, mask_interval=3))
+
+    labels = [torch_ire.LabelGenerator(seed=5) for _ in range(2)]
+    module = Module(lambda params: Stepped(in_backward(params)))
+    train(module, callbacks=[IRECallback(generator=labels[0])], limit_train_batches=5)
+    net = network()
+    opt = in_backward(net.parameters())
+    for x, y in batches()[:5]:
+        torch_ire.refresh_mask(opt, net, (x, y), generator=labels[1])
+        F.cross_entropy(net(x), y).backward()
+    assert [group["ire_mask_step"] for group in opt.param_groups] == [3] * 5
+    assert same(everything(module.net), everything(net))
 
 
 def test_a_scaler_still_leaves_unscaling_to_the_step():

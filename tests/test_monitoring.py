@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 import warnings
 
 import pytest
@@ -90,6 +91,23 @@ def test_sharpness_comes_from_the_tracker():
     assert torch_ire.scalars(tracker=tracker) == {"ire/sharpness": record.lambda_max, "ire/sharpness_limit": 20.0}
     assert math.isnan(record.trace)
     assert torch_ire.scalars(optimizer, tracker=tracker)["ire/sharpness"] == record.lambda_max
+
+
+def test_everything_that_refreshes_masks_is_accepted():
+    """A trainer's wrapper, and an optimizer that IRE is attached to, as refresh_mask() takes them."""
+    _, optimizer = trained()
+    wrapper = types.SimpleNamespace(optimizer=types.SimpleNamespace(optimizer=optimizer))
+    assert torch_ire.scalars(wrapper) == torch_ire.scalars(optimizer)
+    model = small_model()
+    base = torch.optim.NAdam(model.named_parameters())
+    handle = torch_ire.IRE(base, curvature="random")
+    train(model, base, range(2))
+    got = []
+    numbers = torch_ire.log_summary(base, lambda *what: got.append(what), 7)
+    assert numbers == torch_ire.scalars(handle)
+    assert got == [(numbers, 7)]
+    with pytest.raises(TypeError, match="expected AdmIRE, SGDIRE, SAMIRE, an optimizer that IRE"):
+        torch_ire.scalars(torch.optim.NAdam(model.parameters()))
 
 
 class LightningLogger:
