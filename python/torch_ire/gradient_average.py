@@ -44,7 +44,7 @@ def average_gradients(params: Iterable[Tensor], group: Any = None) -> None:
         if param.requires_grad and not is_dtensor(param):
             lists.setdefault((param.device, param.dtype), []).append(param)
     for (device, _), members in lists.items():
-        holders = torch.tensor([float(param.grad is not None) for param in members], device=device)
+        holders = torch.tensor([param.grad is not None for param in members], dtype=torch.float32, device=device)
         dist.all_reduce(holders, group=group)
         held = [param for param, number in zip(members, holders.tolist(), strict=True) if number > 0]
         for chunk in _chunks(held):

@@ -90,7 +90,8 @@ def refresh_mask(
     parameters of the optimizer alone and leaves every ``.grad``, all buffers of the model (BatchNorm statistics among
     them) and torch's random numbers as found, so a run with ``kappa=0`` is the run without it. With several processes
     it averages the gradients itself, so that every replica ranks the same ones, also under ``no_sync``; call it on all
-    processes alike.
+    processes alike. FSDP2 with a ``reduce_dtype`` keeps unsynchronised gradients out of reach: call it before the first
+    micro-batch there.
 
     Args:
         optimizer: As for :func:`ire_of`.
