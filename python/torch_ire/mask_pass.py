@@ -24,7 +24,7 @@ __all__ = ["ire_of", "refresh_mask"]
 
 
 def ire_of(optimizer: Any) -> IREOptimizer | IRE | StepInBackward:
-    """The object with ``mask_due()`` and ``update_mask()`` behind an optimizer, whatever a trainer has wrapped it in.
+    """The object with ``mask_due()`` and ``update_mask()`` of an optimizer, also inside a trainer's wrapper.
 
     Args:
         optimizer: An optimizer of this library, one that :class:`IRE` is attached to, that handle, a
