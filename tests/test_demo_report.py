@@ -1,4 +1,4 @@
-"""What the demo says: the arithmetic of its verdict on made-up numbers, its table and its picture."""
+"""The verdicts of the demo on made-up numbers, its table and its picture."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_gain_over_a_control_at_the_end_of_the_grid_is_said_with_care():
         ((float("nan"), None), (float("nan"), None), 0.0, 0),
     ],
 )
-def test_compare(first, second, resolution, expected):
+def test_a_difference_counts_beyond_the_larger_spread(first, second, resolution, expected):
     assert compare(Estimate(*first), Estimate(*second), True, resolution) == expected
     if np.isfinite([first[0], second[0]]).all():
         assert compare(Estimate(*first), Estimate(*second), False, resolution) == -expected

@@ -1,4 +1,4 @@
-"""The Trainer of transformers: its own code with another optimizer, and the callback that refreshes masks."""
+"""The Trainer of transformers with our optimizers, and the callback that refreshes masks."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     return bool(ours) and all(map(torch.equal, ours, theirs)) and len(ours) == len(theirs)
 
 
-def test_the_optimizer_alone_is_swapped(tmp_path):
+def test_swapping_adamw_for_adm_ire_needs_no_other_change(tmp_path):
     """No other line changes: the two decay groups, clipping and the schedule are the Trainer's."""
     plain = Run(tmp_path).train()
     zero = Run(tmp_path, **adm_ire(kappa=0.0, curvature="second_moment")).train()
@@ -152,7 +152,7 @@ def test_the_optimizer_alone_is_swapped(tmp_path):
     ids=["plain", "accumulation", "bf16"],
 )
 def test_the_callback_changes_nothing_but_the_masks(tmp_path, options):
-    """With kappa = 0 the run is the run without it to the bit: gradients, dropout and data are as they were."""
+    """With kappa = 0 the run equals the run without it to the bit: gradients, dropout and data."""
     without = Run(tmp_path, **adm_ire(kappa=0.0), **options).train()
     with_masks = Run(tmp_path, **adm_ire(kappa=0.0, mask_interval=3), callbacks=CALLBACK, **options).train()
     assert same(without.parameters(), with_masks.parameters())
@@ -173,7 +173,7 @@ def test_the_pass_goes_through_activation_checkpointing(tmp_path):
     assert same(*masks)
 
 
-def test_masks_are_those_of_the_plain_loop(tmp_path):
+def test_masks_equal_those_of_the_plain_loop(tmp_path):
     """Refreshed at T_w, T_w + K, ... from the batch of that step, with shifted labels and ignored positions."""
     arguments = {"warmup_steps": 2, "mask_interval": 3, "gamma": 0.6, "kappa": 1.5}
     generators = [torch_ire.LabelGenerator(seed=5) for _ in range(2)]
@@ -223,7 +223,7 @@ def test_masks_are_those_of_the_plain_loop(tmp_path):
 
 @pytest.mark.parametrize("kind", ["AdmIRE", "IRE"])
 def test_a_run_resumes_to_the_bit(tmp_path, kind):
-    """Saved between two refreshes, resumed by a new Trainer: parameters, moments, masks and label draws go on."""
+    """Saved between two refreshes, resumed by a new Trainer: parameters, moments, masks and labels."""
 
     def optimizer(model):
         if kind == "AdmIRE":
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_the_trainers_adamw_goes_on_with_ire(tmp_path):
 
 
 def test_the_pass_has_the_loss_scale_of_the_trainer(tmp_path):
-    """Under fp16 the gradients of the pass would underflow without it; the Trainer's switch is for GPUs alone."""
+    """Under fp16 the gradients of the pass would underflow without it; the Trainer's own switch works on GPUs alone."""
     norms = {}
     for scale in (None, 1024.0):
         callback = MaskRefreshCallback(generator=torch_ire.LabelGenerator(seed=5))
@@ -306,8 +306,8 @@ def test_steps_in_the_backward_pass_get_their_masks_before_it(tmp_path):
     assert same(run.parameters(), [p.detach() for p in model.parameters()])
 
 
-def test_ire_around_the_trainers_own_optimizer(tmp_path):
-    """The Trainer makes AdamW with its groups, schedule and all; IRE attaches to it and is the same as AdmIRE."""
+def test_ire_attached_to_the_trainers_adamw_matches_adm_ire(tmp_path):
+    """The Trainer makes AdamW with its groups and schedule; with IRE attached it behaves as AdmIRE."""
     run = Run(tmp_path, callbacks=CALLBACK)
     ire = torch_ire.IRE(run.trainer.create_optimizer(), mask_interval=4)
     run.train()
@@ -321,18 +321,18 @@ def test_ire_around_the_trainers_own_optimizer(tmp_path):
 
 
 def test_hutchinson_takes_the_loss_of_the_model(tmp_path):
-    """Attention has a second derivative in the pass, whatever kernel trains."""
+    """Attention has a second derivative in the pass, also if a fused kernel trains."""
     run = Run(tmp_path, **adm_ire(curvature="hutchinson", mask_interval=4), callbacks=CALLBACK).train()
     assert run.ire.param_groups[0]["ire_mask_step"] == 8
     assert run.ire.ire_summary()["flat_share"] == FLAT
 
 
-def test_an_optimizer_without_ire_is_named(tmp_path):
+def test_an_optimizer_without_ire_is_refused(tmp_path):
     with pytest.raises(TypeError, match="expected AdmIRE, SGDIRE, SAMIRE, an optimizer that IRE"):
         Run(tmp_path, callbacks=CALLBACK).train()
 
 
-def test_evaluation_batches_are_not_looked_at(tmp_path):
+def test_evaluation_refreshes_no_mask_and_leaves_no_hook(tmp_path):
     run = Run(tmp_path, **adm_ire(mask_interval=2), callbacks=CALLBACK, max_steps=4)
     run.trainer.eval_dataset = texts()[:4]
     run.train()
@@ -343,7 +343,7 @@ def test_evaluation_batches_are_not_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize("curvature", ["fisher", "second_moment"])
-def test_numbers_reach_the_log_of_the_trainer(tmp_path, curvature):
+def test_the_trainer_logs_scalars_after_each_refresh(tmp_path, curvature):
     """After each step with a refreshed mask, also one that step() has refreshed itself."""
     run = Run(tmp_path, **adm_ire(mask_interval=4, curvature=curvature))
     run.trainer.add_callback(MaskRefreshCallback(log=run.trainer.log))
@@ -372,8 +372,8 @@ def heads() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", heads())
-def test_targets_are_those_of_the_heads_own_loss(name):
-    """Cross-entropy at the targets that the mask's pass sees is the loss that the head computes."""
+def test_targets_reproduce_the_loss_of_the_head(name):
+    """Cross-entropy at the targets of the mask's pass equals the loss that the head computes."""
     model = heads()[name]().eval()
     batch = {key: torch.stack([item[key] for item in texts()[:6]]) for key in texts()[0]}
     if "Sequence" in name:

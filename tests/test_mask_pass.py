@@ -1,4 +1,4 @@
-"""refresh_mask(): the mask of the README's loop in one call, anywhere between two steps, with nothing left behind."""
+"""refresh_mask() makes the pass of the README's loop in one call, anywhere between two steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("curvature", ["fisher", "hutchinson"])
-def test_it_is_the_loop_of_the_readme(curvature):
-    """Same masks at the same steps, same parameters; the training gradients under way stay what they are."""
+def test_one_call_gives_the_masks_and_steps_of_the_readme_loop(curvature):
+    """The same masks at the same steps and the same parameters, while gradients are being accumulated."""
     a, b = small_model(), small_model()
     arguments = {"lr": 1e-2, "mask_interval": 3, "warmup_steps": 1, "curvature": curvature, "curvature_beta": 0.5}
     ours, theirs = torch_ire.AdmIRE(a.parameters(), **arguments), torch_ire.AdmIRE(b.parameters(), **arguments)
@@ -52,8 +52,8 @@ def test_it_is_the_loop_of_the_readme(curvature):
         assert torch.equal(state_a[i]["hessian_diag"], state_b[i]["hessian_diag"])
 
 
-def test_nothing_is_left_behind():
-    """Gradients (also of parameters that another optimizer has), BatchNorm, random numbers, the mode, autograd's."""
+def test_gradients_statistics_random_numbers_and_mode_are_left_as_found():
+    """Also gradients of parameters of another optimizer, and autograd's own mode."""
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 5))
     opt = torch_ire.AdmIRE(model[0].parameters(), lr=1e-2)
     x, y = batch(0)
@@ -89,8 +89,8 @@ def test_curvatures_that_step_refreshes_need_no_pass(curvature):
     assert not torch_ire.refresh_mask(opt, None, None)
 
 
-def test_ignored_positions_and_the_dimension_of_the_classes():
-    """What is left out of the loss is left out of the mask's; the classes may be last or second."""
+def test_ignored_positions_are_left_out_wherever_the_classes_are():
+    """The positions that the loss leaves out, with the classes in the last dimension or in dimension 1."""
     torch.manual_seed(0)
     logits = torch.randn(4, 6, 5)
     targets = torch.randint(5, (4, 6)).masked_fill(torch.rand(4, 6) < 0.4, -100)
@@ -110,6 +110,19 @@ def test_ignored_positions_and_the_dimension_of_the_classes():
     torch_ire.sampled_cross_entropy(theirs(x), targets, generator=torch_ire.LabelGenerator(seed=3)).backward()
     plain.update_mask()
     assert equal(masks(opt), masks(plain))
+
+
+@pytest.mark.parametrize("curvature", ["second_moment", "random"])
+def test_masks_that_need_no_gradients_are_refreshed_without_a_pass(curvature):
+    """Of a capturable optimizer: its loop refreshes them, from moments or random numbers."""
+    model = small_model()
+    opt = torch_ire.AdmIRE(model.parameters(), curvature=curvature, capturable=True, mask_interval=1)
+    loss_of(model, 0).backward()
+    opt.step()
+    assert torch_ire.refresh_mask(opt, None, None)
+    assert not opt.mask_due()
+    assert opt.ire_summary()["flat_share"] == pytest.approx(0.8, abs=0.1)  # random masks have that share on average
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def images(**shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +150,7 @@ def masks_of_images(targets: torch.Tensor | None, x: torch.Tensor) -> list[torch
 
 
 @pytest.mark.parametrize("how", ["batch", "forward", "dictionary"])
-def test_the_targets_say_that_the_classes_of_images_are_in_dimension_1(how):
+def test_targets_show_that_the_classes_of_images_are_in_dimension_1(how):
     x, targets = images()
     model = segmenter()
     opt = torch_ire.AdmIRE(model.parameters(), gamma=0.5)
@@ -152,7 +165,7 @@ def test_the_targets_say_that_the_classes_of_images_are_in_dimension_1(how):
     assert equal(masks(opt), masks_of_images(targets, x))
 
 
-def test_without_targets_the_dimension_of_the_classes_has_to_be_said():
+def test_logits_of_images_without_targets_need_class_dim():
     x, _ = images()
     model = segmenter()
     before = [p.clone() for p in model.parameters()]
@@ -170,7 +183,7 @@ def test_without_targets_the_dimension_of_the_classes_has_to_be_said():
 
 
 @pytest.mark.parametrize("class_dim", [1, -3])
-def test_the_dimension_that_is_said_decides_where_the_shapes_do_not(class_dim):
+def test_class_dim_decides_if_the_targets_fit_two_dimensions(class_dim):
     """As many classes as columns: the targets fit both."""
     x, targets = images(h=5, w=5)
     model = segmenter()
@@ -306,7 +319,7 @@ LABELS = torch.tensor([[-100, 2, 3, 4], [5, 6, -100, -100]])
         ("ForConditionalGeneration", {"is_encoder_decoder": True}, LABELS.tolist()),
     ],
 )
-def test_labels_are_where_the_loss_of_the_head_has_them(loss_type, config, expected):
+def test_labels_are_shifted_as_in_the_loss_of_the_head(loss_type, config, expected):
     model = Head(loss_type, **config)
     batch = {"input_ids": TOKENS, "labels": LABELS, "num_items_in_batch": 5}
     found = predict(model, batch, with_loss=False, ignore_index=-100)
@@ -315,7 +328,7 @@ def test_labels_are_where_the_loss_of_the_head_has_them(loss_type, config, expec
     assert model.calls == [bool(config)]
 
 
-def test_without_labels_the_padding_is_known():
+def test_padding_is_left_out_if_the_batch_has_no_labels():
     found = predict(
         Head("ForCausalLM"),
         {"input_ids": TOKENS, "attention_mask": (TOKENS > 0).long()},
@@ -406,7 +419,7 @@ def test_hutchinson_needs_targets_and_takes_the_loss_of_the_model():
     assert equal(masks(opt), masks(other))
 
 
-def test_the_ire_behind_wrappers():
+def test_ire_of_finds_the_optimizer_in_wrappers():
     params = [nn.Parameter(torch.ones(3))]
     opt = torch_ire.AdmIRE(params)
     wrapper = types.SimpleNamespace(optimizer=types.SimpleNamespace(optimizer=opt))
@@ -419,7 +432,7 @@ def test_the_ire_behind_wrappers():
         torch_ire.ire_of(base)
 
 
-def test_several_optimizers_in_one_handle():
+def test_one_refresh_serves_all_optimizers_of_a_handle():
     model = small_model()
     halves = [torch.optim.NAdam(model[0].parameters()), torch.optim.RMSprop(model[2].parameters())]
     ire = torch_ire.IRE(halves)

@@ -1,4 +1,4 @@
-"""refresh_mask() on replicas of a model: one mask, whatever averages the training gradients."""
+"""refresh_mask() gives all replicas of a model the same mask, also where DDP does not average."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_replicas_get_one_mask(ranks: Callable[[int], Ranks], when: int, wrapped
     assert float(flat) == pytest.approx(0.8, abs=0.01)
 
 
-def test_the_average_is_that_of_ddp(ranks: Callable[[int], Ranks]) -> None:
-    """The pass through DDP, where DDP synchronises, and refresh_mask: the same averages, with B over all replicas."""
+def test_estimates_equal_those_of_a_pass_through_ddp(ranks: Callable[[int], Ranks]) -> None:
+    """With B over all replicas."""
     arguments = {"curvature_beta": 0.5}
     ours = ranks(WORLD).run(run, {"when": 0, "arguments": arguments})
     theirs = ranks(WORLD).run(run, {"when": 1, "by_hand": True, "arguments": arguments})

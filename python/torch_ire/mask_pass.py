@@ -139,8 +139,11 @@ def refresh_mask(
     ire = ire_of(optimizer)
     if not ire.mask_due():
         return False
-    module = _without_data_parallel(model)
     groups = [group for o in ([ire] if isinstance(ire, IREOptimizer) else ire.optimizers) for group in o.param_groups]
+    if not any(group["curvature"] in ("fisher", "hutchinson") for group in groups):
+        ire.update_mask()  # from moments or random numbers
+        return True
+    module = _without_data_parallel(model)
     ranked = [param for group in groups for param in group["params"]]
     touched = list(dict.fromkeys([*ranked, *module.parameters()]))
     hutchinson = any(group["curvature"] == "hutchinson" for group in groups)
