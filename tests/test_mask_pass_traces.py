@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torch_ire
 from optimizer_cases import batch, small_model
+from torch_ire.untouched import restored_buffers
 
 
 def masks(handle: torch_ire.AdmIRE) -> list[Tensor]:
@@ -136,6 +137,19 @@ def test_buffers_are_left_as_found(curvature: str) -> None:
     for name, buffer in after.items():
         assert buffer is objects[name], name
         assert torch.equal(buffer, before[name]), name
+
+
+def test_quantized_weights_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    model.register_buffer("quantized", torch.zeros(1 << 21, dtype=torch.int8))
+    model.register_buffer("counter", torch.zeros(3, dtype=torch.int64))
+    model.register_buffer("codebook", torch.zeros(1 << 21, dtype=torch.bfloat16))
+    copied = []
+    clone = Tensor.clone
+    monkeypatch.setattr(Tensor, "clone", lambda self, **options: copied.append(self) or clone(self, **options))
+    with restored_buffers(model):
+        pass
+    assert [id(buffer) for buffer in copied] == [id(model.counter), id(model.codebook)]
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16])

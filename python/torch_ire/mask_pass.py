@@ -191,7 +191,7 @@ def _scale_of(optimizer: Any) -> float | None:
 
 def _returned(result: Any, class_dim: int | None) -> Predictions:
     """What ``forward=`` returned: logits, (logits, targets), or a scalar loss."""
-    logits, targets = result if isinstance(result, (tuple, list)) and len(result) == 2 else (result, None)
+    logits, targets = result[:2] if isinstance(result, tuple) and len(result) > 1 else (result, None)
     if not isinstance(logits, Tensor):
         raise TypeError(f"forward=: expected logits, (logits, targets) or a scalar loss, got {type(result).__name__}")
     if logits.dim() == 0:

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+# Elements; counters and tables of indices are smaller, quantized weights larger.
+_LARGE = 1 << 20
+
 
 def backward_into(loss: Tensor, params: Iterable[Tensor]) -> None:
     """``loss.backward()`` that changes ``.grad`` of ``params`` alone.
@@ -68,16 +71,16 @@ def put_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
 def restored_buffers(model: nn.Module) -> Iterator[None]:
     """Context after which the buffers of ``model`` are the same objects with the same values.
 
-    Values are copied back only where the version counter says that they have changed: a graph that was built before may
-    hold a buffer.
+    Values are copied back only if the version counter shows that they have changed: a graph that was built before may
+    hold a buffer. Large buffers of integers or single bytes are quantized weights, which no forward pass changes.
 
-    Cost: a copy of the buffers.
+    Cost: a copy of the other buffers.
     """
     saved = [
         (module, name, buffer, buffer._version, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and not buffer.is_inference() and not _is_quantized_weight(buffer)
     ]
     try:
         yield
@@ -87,6 +90,10 @@ def restored_buffers(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
                 if buffer._version != version:
                     buffer.copy_(copy)
+
+
+def _is_quantized_weight(buffer: Tensor) -> bool:
+    return buffer.numel() > _LARGE and not (buffer.is_floating_point() and buffer.element_size() > 1)
 
 
 @contextlib.contextmanager
