@@ -22,7 +22,7 @@ from torch_ire.integrations.lightning import IRECallback
 
 
 class Digits(L.LightningModule):
-    """A convolutional network with BatchNorm; nothing in it knows of IRE but `configure_optimizers`."""
+    """A convolutional network with BatchNorm; only `configure_optimizers` mentions IRE."""
 
     def __init__(self, sam: bool) -> None:
         super().__init__()

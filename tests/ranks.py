@@ -1,8 +1,8 @@
-"""Functions that run in several processes at once: over Gloo on the CPU, over NCCL where there are enough GPUs.
+"""Runs functions in several processes at once: over Gloo on the CPU, over NCCL if there are enough GPUs.
 
-The processes of a pool are started once and serve many tests: importing torch takes longer than most of them. They meet
-through a file, so nothing depends on free ports, and every call has a time limit: a rank that hangs is killed, and the
-test fails with what every rank was doing.
+The processes of a pool are started once and serve many tests, because importing torch takes longer than most of them.
+They meet through a file, so nothing depends on free ports. Every call has a time limit: a rank that hangs is killed,
+and the test fails with the stack of every rank. Ranks end with the process that started them.
 """
 
 from __future__ import annotations

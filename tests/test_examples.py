@@ -1,4 +1,4 @@
-"""The files of examples/ as people start them, in processes of their own; several where they train in parallel."""
+"""Runs the files of examples/ as users start them, on several ranks if they train in parallel."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_every_example_is_run_and_linked() -> None:
     assert not [name for name in names if f"examples/{name}" not in pages]
 
 
-def test_the_trainer_of_transformers_on_two_ranks(tmp_path: Path) -> None:
-    """The masks' pass goes by the DDP that the Trainer has put around the model; the example compares the replicas."""
+def test_the_trainer_of_transformers_trains_on_two_ranks(tmp_path: Path) -> None:
+    """The pass of the mask bypasses the Trainer's DDP; the example compares the replicas."""
     need("transformers")
     printed = torchrun("hf_trainer.py", "--steps", "40", folder=tmp_path)
     first, last = (number(pattern, printed) for pattern in (r"loss ([\d.]+) ->", r"-> ([\d.]+) in 40 steps"))
@@ -69,7 +69,7 @@ def test_the_trainer_of_transformers_on_two_ranks(tmp_path: Path) -> None:
     assert number(r"flat share ([\d.]+)", printed) == pytest.approx(0.6, abs=0.002)
 
 
-def test_lightning_with_sam_on_two_ranks(tmp_path: Path) -> None:
+def test_lightning_trains_with_sam_on_two_ranks(tmp_path: Path) -> None:
     need("lightning")
     printed = run("lightning_trainer.py", "--sam", "--devices", "2", "--epochs", "2", folder=tmp_path)
     assert number(r"test accuracy ([\d.]+) after", printed) > 0.85
@@ -77,7 +77,7 @@ def test_lightning_with_sam_on_two_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--sam",)])
-def test_accelerate(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_the_loss_falls_under_accelerate(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     need("accelerate")
     printed = run("accelerate_loop.py", "--epochs", "2", *arguments, folder=tmp_path)
     losses = [float(loss) for loss in re.findall(r"epoch \d: loss ([\d.]+)", printed)]
@@ -85,8 +85,8 @@ def test_accelerate(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert number(r"flat share ([\d.]+)", printed) == pytest.approx(0.8, abs=0.002)
 
 
-def test_a_torchrun_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Stopped between two refreshes of the mask and started again, against one run: the same parameters to the bit."""
+def test_a_resumed_torchrun_script_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Stopped between two refreshes of the mask and started again: the same parameters to the bit."""
     stopped = as_ranks("torchrun_ddp.py", "--steps", "6", "--save-every", "6", folder=tmp_path, ranks=2)
     assert "steps 0 to 6" in stopped
     resumed = as_ranks("torchrun_ddp.py", "--steps", "10", folder=tmp_path, ranks=2)
@@ -98,7 +98,7 @@ def test_a_torchrun_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert number(r"loss ([\d.]+)", whole) < number(r"loss ([\d.]+)", stopped)
 
 
-def test_fsdp2_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+def test_fsdp2_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
     first = as_ranks("fsdp2.py", "--steps", "10", folder=tmp_path, ranks=2)
     second = as_ranks("fsdp2.py", "--steps", "20", folder=tmp_path, ranks=1)
     assert "steps 10 to 20" in second

@@ -1,4 +1,4 @@
-"""sampled_cross_entropy against torch's cross-entropy at the labels it drew, and the estimator that it exists for."""
+"""sampled_cross_entropy equals torch's cross-entropy at the drawn labels, and its gradients estimate the curvature."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_equals_cross_entropy_at_the_drawn_labels(dtype: torch.dtype, shape: tup
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_classes_in_the_second_dimension(dtype: torch.dtype) -> None:
+def test_class_dim_selects_the_dimension_of_the_classes(dtype: torch.dtype) -> None:
     logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
     targets = torch.zeros(3, 6, 7, dtype=torch.int64)
     targets[0] = -100
@@ -72,13 +72,13 @@ def test_classes_in_the_second_dimension(dtype: torch.dtype) -> None:
     check_against_torch(logits, targets, class_dim=1)
 
 
-def test_backward_in_many_chunks() -> None:
+def test_chunked_backward_equals_cross_entropy() -> None:
     logits = torch.randn(2, 50, 9000, generator=torch.Generator().manual_seed(2))
     check_against_torch(logits, None)
     check_against_torch(logits.transpose(0, 1), None)
 
 
-def test_another_ignore_index() -> None:
+def test_positions_with_the_ignore_index_are_left_out() -> None:
     logits = torch.randn(5, 4)
     targets = torch.tensor([0, 7, 1, 7, 2])
     loss = sampled_cross_entropy(logits, targets, ignore_index=7, generator=LabelGenerator(1))
@@ -88,7 +88,7 @@ def test_another_ignore_index() -> None:
 
 
 @pytest.mark.parametrize("logits", [torch.randn(4, 3), torch.zeros(0, 3), torch.full((2, 3), torch.nan)])
-def test_nothing_left_is_a_loss_of_zero(logits: Tensor) -> None:
+def test_loss_and_gradients_are_zero_if_every_position_is_ignored(logits: Tensor) -> None:
     x = logits.clone().requires_grad_()
     loss = sampled_cross_entropy(x, torch.full(x.shape[:-1], -100), generator=LabelGenerator(0))
     loss.backward()
@@ -97,12 +97,12 @@ def test_nothing_left_is_a_loss_of_zero(logits: Tensor) -> None:
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-def test_no_rows_without_targets() -> None:
+def test_the_loss_of_no_rows_is_zero() -> None:
     assert sampled_cross_entropy(torch.zeros(0, 3), generator=LabelGenerator(0)).item() == 0.0
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_non_finite_rows_show_unless_ignored(value: float) -> None:
+def test_a_non_finite_row_makes_the_loss_non_finite_unless_ignored(value: float) -> None:
     x = torch.randn(3, 4)
     x[1, 2] = value
     assert not sampled_cross_entropy(x, generator=LabelGenerator(0)).isfinite()
@@ -115,12 +115,12 @@ def test_non_finite_rows_show_unless_ignored(value: float) -> None:
     assert y.grad.isfinite().all()
 
 
-def test_row_of_minus_infinity_is_not_finite() -> None:
+def test_a_row_of_minus_infinity_makes_the_loss_non_finite() -> None:
     assert not sampled_cross_entropy(torch.full((1, 3), -torch.inf), generator=LabelGenerator(0)).isfinite()
 
 
-def test_unbiased_diagonal() -> None:
-    """PAPER section 3: B g^2 has the diagonal of the Gauss-Newton matrix as its mean; fixed labels do not."""
+def test_squared_gradients_average_to_the_gauss_newton_diagonal() -> None:
+    """The mean of B g^2 is the diagonal of the Gauss-Newton matrix; with fixed labels it is not."""
     torch.manual_seed(0)
     batch, features, classes, draws = 32, 6, 5, 4000
     inputs = torch.randn(batch, features)
@@ -234,7 +234,7 @@ def test_ranks_draw_different_labels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ignoring", [False, True])
-def test_second_derivative(ignoring: bool) -> None:
+def test_second_derivatives_equal_those_of_cross_entropy(ignoring: bool) -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     targets = torch.tensor([0, -100, 0]) if ignoring else None
     labels = drawn_labels(x, 0)
@@ -274,11 +274,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_peak_memory_of_the_process() -> None:
+def test_sampling_labels_needs_no_memory_of_the_size_of_the_logits() -> None:
     assert int(run_python(PEAK)) < 2048  # KiB
 
 
-def test_error_messages() -> None:
+def test_errors_name_argument_expectation_and_value() -> None:
     with pytest.raises(
         ValueError, match=r"targets: expected shape \(2, 3\), that of logits without the classes, got \(6,\)"
     ):

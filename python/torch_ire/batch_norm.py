@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 # These forward passes give no statistics to the kernel in training mode while ``track_running_stats`` is False, and
-# the running ones in eval mode. Others may update whatever buffers they find.
+# the running ones in eval mode. Others may update all buffers that they find.
 _FOLLOWING_THE_FLAG = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

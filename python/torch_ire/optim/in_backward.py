@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_ire.interrupts import DeferredInterrupts
 from torch_ire.optim.ire_optimizer import IREOptimizer, run_all
-from torch_ire.optim.mask_engine import draw, draws_itself
+from torch_ire.optim.mask_engine import Targets, draw, draws_itself
 from torch_ire.optim.sam_ire import SAMIRE
 from torch_ire.optim.schedule import advance, is_due, note_refresh, step_number, track_max_lr
 from torch_ire.optim.tensor_lists import indexed_parameters, plan_group
@@ -115,6 +115,9 @@ class StepInBackward:
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameter groups of the optimizer."""
         return self.optimizer.param_groups
+
+    def _targets(self) -> Targets:
+        return self.optimizer._targets()
 
     @property
     def label_generator(self) -> LabelGenerator:
