@@ -158,9 +158,13 @@ class FuzzedRun:
 
     def event(self) -> None:
         """Something that must not change the run, or a change that the oracle hears of."""
-        kind = self.rng.choice([None, None, None, "lr", "reload", "load", "deepcopy", "pickle", "group"])
+        kind = self.rng.choice([None, None, None, "lr", "layout", "reload", "load", "deepcopy", "pickle", "group"])
         if kind == "lr":
             self._change_learning_rates()
+        elif kind == "layout":  # as model.to(memory_format=...) does
+            for p in (p for ps in self.params for p in ps if self.rng.random() < 0.5):
+                p.grad = None
+                p.data = random_layout(self.rng, p.detach())
         elif kind == "reload":
             file = io.BytesIO()
             torch.save(self.optimizer.state_dict(), file)
