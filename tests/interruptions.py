@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -71,9 +70,8 @@ def interrupted_at(point: int, call: Callable[[], Any]) -> str | None:
     return None
 
 
-@contextmanager
-def interrupt_after(seconds: float) -> Iterator[None]:
-    """Context that a signal may end by KeyboardInterrupt, which stays inside, after some time of the wall clock."""
+def interrupted_after(seconds: float, call: Callable[[], Any]) -> None:
+    """Makes a call that a signal may end by KeyboardInterrupt after some time of the wall clock."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -82,7 +80,7 @@ def interrupt_after(seconds: float) -> Iterator[None]:
     try:
         try:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            yield
+            call()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:

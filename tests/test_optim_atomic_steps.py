@@ -287,11 +287,12 @@ def test_an_operator_that_fails_after_it_has_run_is_not_called_again(subject, af
     run, twin = Run(subject), Run(subject)
     for each in (run, twin):
         each.train(range(after))
+    theta = [param.detach().clone() for param in run.params]
+    for each in (run, twin):
         for call in each.calls[:-1]:
             each.backward(after)
             getattr(each.optimizer, call)()
         each.backward(after)
-    theta = [param.detach().clone() for param in run.params]
     seen: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
         _fails_after_running(patch, _step_operator(subject), seen)

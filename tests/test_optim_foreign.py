@@ -203,7 +203,8 @@ def test_complex_parameters_that_come_later_are_refused_before_anything_moves(cl
     assert torch.equal(late.detach(), torch.ones(3, dtype=torch.complex64))
 
 
-@pytest.mark.parametrize("subject", EVERY, ids=name_of)
+# the reference optimizers read their step counts on the host
+@pytest.mark.parametrize("subject", [s for s in EVERY if s.is_foreign or "native" in s.name], ids=name_of)
 def test_parameters_on_meta_step_as_those_of_torch_do(subject):
     """Nothing is computed, shapes and keys of the state are those of a real run."""
     run, real = Run(subject), Run(subject)

@@ -149,8 +149,7 @@ def _one_or_all(name: str, values: Mapping[str, float]) -> dict[str, float]:
 
 def _shares_by_layer(handle: IREOptimizer | IRE | StepInBackward, shares: Mapping[str, float]) -> dict[str, float]:
     """The flat share of each layer: the mean over its parameters, weighted by their sizes."""
-    optimizers = [handle] if isinstance(handle, IREOptimizer) else handle.optimizers
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    groups = handle._targets().groups
     flat: dict[str, float] = defaultdict(float)
     total: dict[str, int] = defaultdict(int)
     for g, group in enumerate(groups):

@@ -155,7 +155,9 @@ def add_over_ranks(
     zero = torch.zeros_like(parts[0][1])
     total = zero.clone()
     for shard_group in dict.fromkeys(shard_groups):
-        here = functools.reduce(torch.add, [part.to(zero.device) for owner, part in parts if owner == shard_group], zero)
+        here = functools.reduce(
+            torch.add, [part.to(zero.device) for owner, part in parts if owner == shard_group], zero
+        )
         if shard_group is not None:
             here = shard_group.add_in_order(here.clone()) if floating else shard_group.add_up(here.clone())
         total += here

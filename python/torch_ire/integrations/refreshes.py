@@ -27,5 +27,4 @@ class Refreshes:
         return scalars(self._handle, over_mesh=True)
 
     def _steps(self) -> list[int]:
-        optimizers = [self._handle] if isinstance(self._handle, IREOptimizer) else self._handle.optimizers
-        return [int(group["ire_mask_step"]) for optimizer in optimizers for group in optimizer.param_groups]
+        return [int(group["ire_mask_step"]) for group in self._handle._targets().groups]

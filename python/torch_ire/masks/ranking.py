@@ -62,7 +62,11 @@ def refresh_masks(
         for stale in [key for key in thresholds if key[0] == pool and key[1] not in gammas]:
             del thresholds[stale]
         # in the same order on every rank, with or without estimates: each shard group takes collectives
-        shard_groups = [shard_group for shard_group in dict.fromkeys(shard_group_of(item.param) for item in members) if shard_group is not None]
+        shard_groups = [
+            shard_group
+            for shard_group in dict.fromkeys(shard_group_of(item.param) for item in members)
+            if shard_group is not None
+        ]
         estimated = [item for item in members if item.score is not None]
         if not estimated and not shard_groups:
             continue
@@ -126,6 +130,8 @@ def draw_random_mask(flat_mask: Tensor, param: Tensor, gamma: float, key: int) -
 
     Cost: 1 MiB of workspace; one byte per coordinate of a sharded parameter.
     """
+    if flat_mask.is_meta:
+        return
     generator = torch.Generator(flat_mask.device)
 
     def random(begin: int, count: int) -> Tensor:

@@ -7,7 +7,7 @@ The optimizers own the attachment, which refers to them weakly, so that referenc
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -18,12 +18,21 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch_ire.interrupts import DeferredInterrupts
 from torch_ire.layouts import is_dense, to_device
 from torch_ire.optim import checkpoint
-from torch_ire.optim.arguments import check_ire_arguments
-from torch_ire.optim.compiled_step import check_capture
 from torch_ire.optim.mask_engine import MaskEngine, Targets, create_masks
-from torch_ire.optim.perturbation import buffer_for
-from torch_ire.optim.projected import amplify_projected, projected_parameters, projections, projector_of, refresh_projectors
-from torch_ire.optim.schedule import (
+from torch_ire.optim.state_init import ensure_saved_state, is_state_init_step
+from torch_ire.packed_mask import num_bytes, pack
+from torch_ire.sharding import check_placements, local_part
+from torch_ire.steps.arguments import check_ire_arguments
+from torch_ire.steps.compiled_step import check_capture
+from torch_ire.steps.perturbation import buffer_for
+from torch_ire.steps.projected import (
+    amplify_projected,
+    projected_parameters,
+    projections,
+    projector_of,
+    refresh_projectors,
+)
+from torch_ire.steps.schedule import (
     advance,
     enhancement,
     join_schedule,
@@ -34,9 +43,7 @@ from torch_ire.optim.schedule import (
     track_max_lr,
     unamplified_decay,
 )
-from torch_ire.optim.update_rules import functions_of
-from torch_ire.packed_mask import num_bytes, pack
-from torch_ire.sharding import check_placements, local_part
+from torch_ire.steps.update_rules import functions_of
 
 #: key of the attachment in ``Optimizer.defaults``, which copies and pickles take along
 KEY = "torch_ire"
@@ -131,8 +138,8 @@ class Attachment:
         """Raises ``TypeError`` or ``ValueError`` if IRE cannot be attached to an optimizer."""
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"IRE is attached to torch.optim.Optimizer objects, got {type(optimizer).__name__}")
-        if not all(hasattr(optimizer, name) for name in ("param_groups", "defaults", "state")):
-            raise TypeError(f"{type(optimizer).__name__} has never called torch.optim.Optimizer.__init__")
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise TypeError(f"{type(optimizer).__name__} has not called torch.optim.Optimizer.__init__")
         if KEY in optimizer.defaults:
             raise ValueError(f"this {type(optimizer).__name__} has an IRE handle already; detach() that first")
         for group in optimizer.param_groups:
@@ -148,15 +155,15 @@ class Attachment:
         if group["curvature"] == "second_moment":
             raise ValueError("curvature='second_moment' is for AdmIRE and SAMIRE(base='adamw'), whose moments it ranks")
         if group["kappa_follows_lr"] and group.get("lr") is None:
-            raise ValueError(f"kappa_follows_lr=True needs a learning rate, which {owner.__name__} does not have")
+            raise ValueError(f"kappa_follows_lr=True needs lr in the parameter groups, which {owner.__name__} lacks")
         if group["amplify_weight_decay"] or group.get("weight_decay", 0) == 0:
             return
         if group.get("lr") is None or not (
             group.get("decoupled_weight_decay") or any(base.__name__ in _DECOUPLED for base in owner.__mro__)
         ):
             raise ValueError(
-                "amplify_weight_decay=False needs a learning rate and a decoupled weight decay; that of "
-                f"{owner.__name__} is part of the gradient"
+                "amplify_weight_decay=False needs lr in the parameter groups and a decoupled weight decay; that of "
+                f"{owner.__name__} is part of the gradient, or it has no lr"
             )
 
     def attach(self, optimizer: Optimizer) -> None:
@@ -167,6 +174,9 @@ class Attachment:
             self._optimizers.append(weakref.ref(optimizer))
         optimizer.defaults[KEY] = self
         self.complete(optimizer)
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                _pack_loaded(optimizer.state.get(param, {}), param)
         self._hooks[optimizer] = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -190,7 +200,7 @@ class Attachment:
         self._optimizers, self._pending, self._previous, self.started = [], {}, {}, {}
 
     def complete(self, optimizer: Optimizer) -> None:
-        """Gives new groups their arguments and their place in the schedule, and packs masks that torch has loaded."""
+        """Gives new groups their arguments and their place in the schedule, ."""
         for position, group in enumerate(optimizer.param_groups):
             group.pop(KEY, None)  # copied from the defaults
             if all(key in group for key in self._defaults):
@@ -201,8 +211,6 @@ class Attachment:
             if "ire_step" not in group and "ire_step" in first:
                 join_schedule(ForeignGroup(whole, self._names), {**first, **plain_counters(first)})
             group.update(whole)
-            for param in group["params"]:
-                _pack_loaded(optimizer.state.get(param, {}), param)
             place_schedule([ForeignGroup(g, self._names) for g in optimizer.param_groups[: position + 1]])
 
     def groups_of(self, optimizer: Optimizer) -> list[ForeignGroup]:
@@ -235,7 +243,7 @@ class Attachment:
                       host_decay=True)  # fmt: skip
         ours = {param for group in groups for param in group["params"]}
         beside = [p for group in targets.groups for p in group["params"] if p not in ours]
-        self._creates_state = checkpoint.is_state_init_step(groups, optimizer.state, beside)
+        self._creates_state = is_state_init_step(groups, optimizer.state, beside)
         for group in groups:
             track_max_lr(group)
         if not self._creates_state:
@@ -268,7 +276,7 @@ class Attachment:
                     if param in self._pending and (param.grad is not None or optimizer.state.get(param)):
                         optimizer.state[param].update(self._pending.pop(param))
                     if self._creates_state and param.grad is not None:
-                        checkpoint.ensure_saved_state(group, param, targets.state_of(param))
+                        ensure_saved_state(group, param, targets.state_of(param))
                 if projector_of(group) is None:
                     self._amplify(group, targets, found_inf)
             if not (found_inf is not None and bool(found_inf)):
@@ -288,7 +296,8 @@ class Attachment:
                 calls.setdefault(kind, []).append(param)
         for params in calls.values():
             parts = list(map(local_part, params))
-            dense = [p if is_dense(p) else torch.empty_like(self.started[q]).copy_(p) for p, q in zip(parts, params, strict=True)]
+            pairs = zip(parts, params, strict=True)
+            dense = [p if is_dense(p) else torch.empty_like(self.started[q]).copy_(p) for p, q in pairs]
             if on_device(group) and isinstance(kappa, Tensor):
                 kappa = to_device(parts[0].device, kappa)
             in_place = isinstance(kappa, Tensor) and kappa.device == parts[0].device

@@ -1,4 +1,4 @@
-"""State dicts of optimizers whose state has dtypes of its own, and the no-op step of checkpoint tools.
+"""State dicts of optimizers whose state has dtypes of its own.
 
 ``torch.optim.Optimizer.load_state_dict`` casts every state tensor but ``step`` to the parameter's dtype, which would
 ruin packed masks and the float32 moments of half-precision parameters. :func:`read` takes those tensors out of the
@@ -19,22 +19,13 @@ from torch import Tensor
 from torch_ire.dtensors import is_dtensor
 from torch_ire.layouts import is_dense
 from torch_ire.masks.estimates import ensure_average
-from torch_ire.optim.compiled_step import capturing
-from torch_ire.optim.projected import without_projectors
-from torch_ire.optim.schedule import COUNTERS, plain_counters
-from torch_ire.optim.tensor_lists import new_state
-from torch_ire.optim.update_rules import state_dtype
-from torch_ire.packed_mask import empty_mask, num_bytes, pack, unpack
+from torch_ire.packed_mask import num_bytes, pack, unpack
 from torch_ire.sampled_loss import LabelGenerator
-from torch_ire.sharding import (
-    add_over_ranks,
-    are_plain,
-    local_part,
-    part_of_full,
-    same_placement,
-    shard_group_of,
-    wrapped_like,
-)
+from torch_ire.sharding import local_part, part_of_full, same_placement, wrapped_like
+from torch_ire.steps.projected import without_projectors
+from torch_ire.steps.schedule import COUNTERS, plain_counters
+from torch_ire.steps.tensor_lists import new_state
+from torch_ire.steps.update_rules import state_dtype
 
 _SCALARS = ("step", "hessian_diag_updates")
 
@@ -154,8 +145,8 @@ def _check_entry(
             if number is None or (isinstance(number, Tensor) and (number.numel() != 1 or number.is_meta)):
                 raise ValueError(f"{where}[{key!r}]: expected one number, got {_described(value)}")
             continue
-        if not isinstance(value, Tensor) or value.is_meta:
-            raise ValueError(f"{where}[{key!r}]: expected a tensor with values, got {_described(value)}")
+        if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
+            raise ValueError(f"{where}[{key!r}]: expected a dense tensor with values, got {_described(value)}")
         bits = (num_bytes(local_part(param).numel()),)
         if value.shape != param.shape and not (_is_packed(key, value) and value.shape == bits):
             raise ValueError(
@@ -169,7 +160,7 @@ def _check_entry(
 
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} on {value.device}"
+        return f"a tensor of shape {tuple(value.shape)}, {value.layout}, on {value.device}"
     return f"{type(value).__name__} {value!r:.40}"
 
 
@@ -185,7 +176,9 @@ def _check_counters(owner: str, group: Mapping[str, Any]) -> None:
         if number is None or number < least:
             raise ValueError(f"{owner}.load_state_dict: {key}: expected a number of at least {least}, got {value!r}")
     if not isinstance(group.get("ire_label_seed", 0), int):
-        raise ValueError(f"{owner}.load_state_dict: ire_label_seed: expected an integer, got {group['ire_label_seed']!r}")
+        raise ValueError(
+            f"{owner}.load_state_dict: ire_label_seed: expected an integer, got {group['ire_label_seed']!r}"
+        )
 
 
 def _is_packed(key: str, value: Tensor) -> bool:
@@ -281,54 +274,3 @@ def take_label_position(groups: Iterable[Any], labels: LabelGenerator) -> None:
         group.update({"ire_label_seed": 0, "ire_label_offset": 0})
         if offset > 0:
             labels.load_state_dict({"seed": seed, "offset": offset})
-
-
-# -- the no-op step --------------------------------------------------------------------------------------------------
-
-
-def is_state_init_step(
-    groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], beside: Iterable[Tensor] = ()
-) -> bool:
-    """Detects the no-op step that checkpoint tools use to create optimizer state.
-
-    In it no parameter has state, every learning rate is 0, and so is every gradient. It leaves the parameters alone,
-    refreshes no mask and does not advance the schedule. The first step of a warm-up that starts at 0 is a step of
-    Algorithm 1: its gradients are not zero. A learning rate in device memory is not read. For sharded parameters all
-    ranks decide together, which sends one number per shard group, when every learning rate is 0.
-
-    Args:
-        groups: The groups of one optimizer.
-        state: Its state before the step.
-        beside: Parameters of other optimizers in the same training step: if they have gradients, it is one.
-    """
-    if capturing() or not all(_is_zero(group.get("lr")) for group in groups):
-        return False
-    params = [*(param for group in groups for param in group["params"]), *beside]
-    if are_plain(params):
-        return not any(state.values()) and not any(map(_has_gradient, params))
-    # a rank may hold no element of any parameter, zeros alone, or never a gradient: all ranks decide alike
-    shard_groups = list(dict.fromkeys(map(shard_group_of, params)))
-    device = local_part(params[0]).device
-    one, nothing = (torch.full((), value, dtype=torch.int64, device=device) for value in (1, 0))
-    here = [(shard_group_of(param), one) for param in params if state.get(param) or _has_gradient(param)]
-    return not bool(add_over_ranks([(None, nothing), *here], shard_groups, floating=False))
-
-
-def ensure_saved_state(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
-    """Creates all state that the group ever saves, for checkpoint tools that take it from a no-op step."""
-    if isinstance(group["curvature"], str):
-        state.setdefault("flat_mask", empty_mask(local_part(param)))
-        if group["curvature_beta"] > 0:
-            ensure_average(param, state)
-
-
-def _is_zero(lr: Any) -> bool:
-    if isinstance(lr, Tensor) and (lr.device.type != "cpu" or torch.compiler.is_compiling()):
-        return False
-    return isinstance(lr, (int, float, Tensor)) and float(lr) == 0.0
-
-
-def _has_gradient(param: Tensor) -> bool:
-    """Whether the local gradient of a parameter has an element that is not zero."""
-    grad = param.grad
-    return grad is not None and (grad.layout is not torch.strided or bool(local_part(grad).any()))

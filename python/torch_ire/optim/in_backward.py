@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_ire.interrupts import DeferredInterrupts
-from torch_ire.optim.ire_optimizer import IREOptimizer, run_all
+from torch_ire.interrupts import DeferredInterrupts, run_all
+from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.mask_engine import Targets, draw, draws_itself
 from torch_ire.optim.sam_ire import SAMIRE
-from torch_ire.optim.schedule import advance, is_due, note_refresh, step_number, track_max_lr
-from torch_ire.optim.tensor_lists import indexed_parameters, plan_group
 from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.steps.schedule import advance, is_due, note_refresh, step_number, track_max_lr
+from torch_ire.steps.step_plan import plan_group
+from torch_ire.steps.tensor_lists import indexed_parameters
 
 
 class StepInBackward:

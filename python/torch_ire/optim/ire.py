@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_ire.optim.arguments import CurvatureName, Implementation, Projector, Ranking, ire_defaults
 from torch_ire.optim.attachment import STATE_KEYS, Attachment, attachment_of
 from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.mask_engine import Targets
-from torch_ire.optim.schedule import enhancement, past_warmup, unamplified_decay
 from torch_ire.packed_mask import unpack
 from torch_ire.replicas import check_replicas
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import local_part
+from torch_ire.steps.arguments import CurvatureName, Implementation, Projector, Ranking, ire_defaults
+from torch_ire.steps.schedule import enhancement, past_warmup, unamplified_decay
 from torch_ire.summary import Direction, summarize
+
 
 class IRE:
     r"""Implicit regularization enhancement for the optimizers that it is attached to.

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import functools
-import operator
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire import _native
-from torch_ire.interrupts import DeferredInterrupts
+from torch_ire import _native, reference
+from torch_ire.interrupts import DeferredInterrupts, run_all
 from torch_ire.layouts import to_device
 from torch_ire.optim import checkpoint
-from torch_ire.optim.arguments import check_ire_arguments
-from torch_ire.optim.compiled_step import check_capture, fill_lists, is_traceable, outside_graph, step_in_graph
 from torch_ire.optim.mask_engine import MaskEngine, Targets
-from torch_ire.optim.projected import (
+from torch_ire.optim.state_init import ensure_saved_state, is_state_init_step
+from torch_ire.replicas import check_replicas
+from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.sharding import check_placements
+from torch_ire.steps.arguments import check_ire_arguments
+from torch_ire.steps.compiled_step import check_capture, fill_lists, is_traceable, outside_graph, step_in_graph
+from torch_ire.steps.projected import (
     amplify_projected,
     projected_parameters,
     projections,
     refresh_projectors,
     with_curvatures,
 )
-from torch_ire.optim.schedule import (
+from torch_ire.steps.schedule import (
     advance,
     enhancement,
     join_schedule,
@@ -36,9 +39,10 @@ from torch_ire.optim.schedule import (
     place_schedule,
     track_max_lr,
 )
-from torch_ire.optim.skipped_steps import any_of, nonfinite_flag
-from torch_ire.optim.tensor_lists import StepPlan, TensorLists, create_state
-from torch_ire.optim.update_rules import (
+from torch_ire.steps.skipped_steps import any_of, nonfinite_flag
+from torch_ire.steps.step_plan import StepPlan, create_state
+from torch_ire.steps.tensor_lists import TensorLists
+from torch_ire.steps.update_rules import (
     ROUNDING_STATE_KEYS,
     UpdateRule,
     check_base_arguments,
@@ -46,9 +50,6 @@ from torch_ire.optim.update_rules import (
     present_direction,
     state_keys,
 )
-from torch_ire.replicas import check_replicas
-from torch_ire.sampled_loss import LabelGenerator
-from torch_ire.sharding import check_placements
 from torch_ire.summary import summarize
 
 # State tensors with a dtype of their own, whatever the parameter's.
@@ -290,7 +291,7 @@ class IREOptimizer(torch.optim.Optimizer):
             else:
                 outside_graph(self._step, start, found_inf, first, last)
             return
-        creates_state = checkpoint.is_state_init_step(self.param_groups, self.state)
+        creates_state = is_state_init_step(self.param_groups, self.state)
         lists = self._gather(refresh=not creates_state)
         try:
             previous = {p: start.get(p, p) for p in projected_parameters(self.param_groups, has_gradient)}
@@ -300,14 +301,16 @@ class IREOptimizer(torch.optim.Optimizer):
             previous = {p: p.clone() if theta is p else theta for p, theta in previous.items()}
             calls = [self._call(some, found_inf, start) for some in lists]
             with DeferredInterrupts():
-                run_all([*first, *calls, *last])
+                with undone_on_error(lists):
+                    run_all([*first, *calls])
+                run_all(last)
                 self._report["skipped"] = None if found_inf is None else found_inf != 0
                 if projected and not (found_inf is not None and bool(found_inf)):
                     amplify_projected(projected, previous)
                 if creates_state:
                     for some in lists:
                         for param in some.params_of_group:
-                            checkpoint.ensure_saved_state(some.group, param, self.state[param])
+                            ensure_saved_state(some.group, param, self.state[param])
                 else:
                     for group in self.param_groups:
                         track_max_lr(group)
@@ -442,6 +445,18 @@ class IREOptimizer(torch.optim.Optimizer):
 _PROCESS_OPTIONS = ("capturable",)
 
 
+@contextlib.contextmanager
+def undone_on_error(lists: Sequence[TensorLists]) -> Iterator[None]:
+    """Context that restores the parameters if a reference operator fails halfway; native operators write all or none."""
+    lists = [some for some in lists if functions_of(some.group) is reference or _native.module is None]
+    saved = [(param, param.clone()) for some in lists for param in some.params]
+    try:
+        yield
+    except BaseException:
+        run_all([functools.partial(param.copy_, before) for param, before in saved])
+        raise
+
+
 def _known_state(state: Mapping[Tensor, dict[str, Any]], param: Tensor) -> Mapping[str, Any]:
     return state.get(param, {})
 
@@ -449,11 +464,6 @@ def _known_state(state: Mapping[Tensor, dict[str, Any]], param: Tensor) -> Mappi
 def has_gradient(param: Tensor) -> bool:
     """Whether a parameter takes the step."""
     return param.grad is not None
-
-
-def run_all(calls: Iterable[Callable[[], Any]]) -> None:
-    """Makes calls one after another without a statement between two of them, where an exception could be raised."""
-    collections.deque(map(operator.methodcaller("__call__"), calls), maxlen=0)
 
 
 def graph_capture_check(optimizer: torch.optim.Optimizer) -> None:

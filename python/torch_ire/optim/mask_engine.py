@@ -17,12 +17,12 @@ from torch_ire.counter_rng import mix64
 from torch_ire.layouts import is_dense, laid_out_like
 from torch_ire.masks import estimates
 from torch_ire.masks.ranking import Ranked, draw_random_mask, refresh_masks
-from torch_ire.optim.schedule import Group, asks_for_refresh, is_due, note_refresh, on_device, refresh_step, step_number
-from torch_ire.optim.tensor_lists import dense_gradient, indexed_parameters, new_state
-from torch_ire.optim.update_rules import functions_of
 from torch_ire.packed_mask import empty_mask
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import add_over_ranks, local_part, shard_group_of
+from torch_ire.steps.schedule import Group, asks_for_refresh, is_due, note_refresh, on_device, refresh_step, step_number
+from torch_ire.steps.tensor_lists import dense_gradient, indexed_parameters, new_state
+from torch_ire.steps.update_rules import functions_of
 
 # Streams of random numbers that start from one seed must not meet; see also perturbation.py.
 _RANDOM_MASK, _HUTCHINSON = 1, 2
@@ -241,9 +241,7 @@ def draw(targets: Targets, members: Sequence[Member]) -> None:
         draw_random_mask(targets.state_of(param)["flat_mask"], param, group["gamma"], key)
 
 
-def _members(
-    targets: Targets, kind: str, groups: Sequence[Group], chosen: Callable[[Tensor], bool]
-) -> list[Member]:
+def _members(targets: Targets, kind: str, groups: Sequence[Group], chosen: Callable[[Tensor], bool]) -> list[Member]:
     ids = set(map(id, groups))
     return [item for item in targets.parameters(kind) if id(item[1]) in ids and chosen(item[2])]
 

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from torch_ire.layouts import is_dense
 from torch_ire.optim.adm_ire import AdmIRE
-from torch_ire.optim.compiled_step import (
+from torch_ire.optim.ire_optimizer import IREOptimizer
+from torch_ire.optim.sgd_ire import SGDIRE
+from torch_ire.sharding import local_part
+from torch_ire.steps.compiled_step import (
     check_capture,
     is_traceable_perturbation,
     outside_graph,
     perturb_in_graph,
     return_in_graph,
 )
-from torch_ire.optim.ire_optimizer import IREOptimizer
-from torch_ire.optim.perturbation import (
+from torch_ire.steps.perturbation import (
     Perturbation,
     Target,
     buffer_for,
@@ -29,12 +32,10 @@ from torch_ire.optim.perturbation import (
     norm_of,
     random_directions,
 )
-from torch_ire.optim.projected import refresh_projectors
-from torch_ire.optim.sgd_ire import SGDIRE
-from torch_ire.optim.skipped_steps import nonfinite_flag
-from torch_ire.optim.tensor_lists import TensorLists
-from torch_ire.optim.update_rules import RULES, UpdateRule, functions_of
-from torch_ire.sharding import local_part
+from torch_ire.steps.projected import refresh_projectors
+from torch_ire.steps.skipped_steps import nonfinite_flag
+from torch_ire.steps.tensor_lists import TensorLists
+from torch_ire.steps.update_rules import RULES, UpdateRule, functions_of
 
 _BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE}
 
@@ -313,13 +314,14 @@ class SAMIRE(IREOptimizer):
         # parameters without a gradient in the second pass take no step, but return to theta
         back = [functools.partial(local_part(p).copy_, start[p]) for p in params if p.grad is None and p in start]
         try:
-            self._step(start, found_inf, first=back, last=[state.forget])
+            self._step(start, found_inf, first=[state.begin_step, *back], last=[state.forget])
         except BaseException:
-            if state.has_written():
+            if state.is_stepping:
                 state.restore()
             raise
 
     def _found_nonfinite(self, targets: list[Target]) -> Tensor | None:
         """1 if a gradient of the first pass is not finite, for the groups with ``skip_nonfinite``."""
-        lists = [TensorLists(group, [param], grads=[grad]) for group, param, grad in targets]
+        dense = ((group, param, g if is_dense(g) else g.contiguous()) for group, param, g in targets)
+        lists = [TensorLists(group, [param], grads=[grad]) for group, param, grad in dense]
         return nonfinite_flag(functions_of, lists, self.param_groups)

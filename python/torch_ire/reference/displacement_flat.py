@@ -58,7 +58,7 @@ def displacement_flat_(
     for param, before, flat_mask in zip(params, previous, flat_masks, strict=True):
         theta = opmath(param)
         amplified = theta + kappa * (theta - (1 - decay) * opmath(before))
-        param.copy_(amplified.where(unpack(flat_mask, param), theta))
+        param.copy_(amplified.where(unpack(flat_mask, param) & (kappa != 0), theta))
 
 
 __all__ = ["displacement_flat_"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from torch_ire.packed_state import packed_mask_views
@@ -124,7 +125,7 @@ def fused_sgd_flat_(
             buffer = momentum_buffers[i]
             buffer.mul_(momentum).add_(direction * (1 if first_step else 1 - dampening))
             direction = direction + momentum * buffer if nesterov else buffer
-        gain = 1 + kappa * flat_bits(flat_masks, i, param).to(theta.dtype)
+        gain = torch.ones_like(theta).masked_fill_(flat_bits(flat_masks, i, param), 1 + kappa)
         theta = theta - lr * gain * direction
         if state_steps:
             state_steps[i].add_(1)

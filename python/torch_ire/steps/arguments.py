@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from torch_ire.optim.schedule import COUNTERS, refreshes_itself
+from torch_ire.steps.schedule import COUNTERS, refreshes_itself
 
 CurvatureName = Literal["fisher", "second_moment", "hutchinson", "random"]
 Ranking = Literal["global", "group", "parameter"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
-from torch_ire.interrupts import DeferredInterrupts
+from torch_ire.interrupts import DeferredInterrupts, run_all
 from torch_ire.layouts import is_dense, laid_out_like, to_device
-from torch_ire.optim.compiled_step import capturing
-from torch_ire.optim.schedule import Group, step_number
-from torch_ire.optim.skipped_steps import any_of
-from torch_ire.optim.tensor_lists import dense_gradient, indexed_parameters
-from torch_ire.optim.update_rules import functions_of
 from torch_ire.sharding import add_over_ranks, are_plain, drawn, local_part, mark_local_writes, shard_group_of
+from torch_ire.steps.compiled_step import capturing
+from torch_ire.steps.schedule import Group, step_number
+from torch_ire.steps.skipped_steps import any_of
+from torch_ire.steps.tensor_lists import dense_gradient, indexed_parameters
+from torch_ire.steps.update_rules import functions_of
 
 # Stream of random numbers of the random perturbation; those of the masks are in mask_engine.py.
 _STREAM = 3
@@ -48,8 +49,8 @@ class Perturbation:
     moved: dict[Tensor, Tensor] = field(default_factory=dict)
     #: whether the parameters stand at theta + e; a rank may hold no part of any parameter that moved
     is_active: bool = False
-    #: versions of the perturbed parameters right after the move
-    versions: dict[Tensor, int] = field(default_factory=dict)
+    #: whether the step from theta has begun to write
+    is_stepping: bool = False
     #: whether the gradients at theta + e are in ``.grad`` although the parameters are theta again
     has_gradients: bool = False
     #: norm of the direction, not finite if nothing moved; and 1 if a gradient was not finite, ``None`` if not asked
@@ -79,35 +80,33 @@ class Perturbation:
         versions = {owner: local_part(owner)._version for _, owner, _ in targets}
         with DeferredInterrupts():
             try:
-                for call in calls:
-                    call()
+                run_all(calls)
+                mark_local_writes([owner for _, owner, _ in targets])
+                self.moved = {owner: self.buffers[owner] for owner in versions}
+                self.norm, self.found_nonfinite, self.scaler = norm, found_nonfinite, scaler
+                self.is_active = True
             except BaseException:
                 # the operators advance a version with each write: the backups of the others were never made
                 self.moved = {p: self.buffers[p] for p, old in versions.items() if local_part(p)._version != old}
                 self.restore()
                 raise
-            mark_local_writes([owner for _, owner, _ in targets])
-            self.versions = {owner: local_part(owner)._version for owner in versions}
-            self.moved = {owner: self.buffers[owner] for owner in versions}
-            self.is_active, self.norm, self.found_nonfinite, self.scaler = True, norm, found_nonfinite, scaler
 
     def restore(self) -> None:
         """Moves the parameters back to theta."""
         with torch.no_grad(), DeferredInterrupts():
-            for param, backup in self.moved.items():
-                local_part(param).copy_(backup)
+            run_all([functools.partial(local_part(param).copy_, theta) for param, theta in self.moved.items()])
             self.forget()
 
     def forget(self) -> None:
         """Discards a pending perturbation."""
-        self.moved, self.versions = {}, {}
-        self.is_active = self.has_gradients = False
+        self.is_active = self.has_gradients = self.is_stepping = False
+        self.moved = {}
         self.norm = self.found_nonfinite = self.scaler = None
         self.in_graph.update(moved=False, norm=None)
 
-    def has_written(self) -> bool:
-        """Whether a step has written a perturbed parameter since the move."""
-        return any(local_part(param)._version != version for param, version in self.versions.items())
+    def begin_step(self) -> None:
+        """Records that the operators of the step may have written parameters from now on."""
+        self.is_stepping = True
 
     def found_inf(self, optimizer: torch.optim.Optimizer, of_second_pass: Tensor | None) -> Tensor | None:
         """The skip flag of both passes, from the flag that a scaler has set for the second one, if any."""
@@ -121,9 +120,7 @@ class Perturbation:
         return any_of([of_second_pass, overflow, self.found_nonfinite])
 
 
-def _calls(
-    targets: Sequence[Target], buffers: dict[Tensor, Tensor], norm: Tensor
-) -> Iterator[Callable[[], None]]:
+def _calls(targets: Sequence[Target], buffers: dict[Tensor, Tensor], norm: Tensor) -> Iterator[Callable[[], None]]:
     """The operator calls that move the parameters, one per kind; parameters with gaps in memory move one by one."""
     found: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
     for group, owner, direction in targets:
@@ -146,9 +143,7 @@ def _dense_call(
     return lambda: perturb(*lists, norm, rho=rho, adaptive=adaptive)
 
 
-def _strided_call(
-    group: Group, param: Tensor, direction: Tensor, backup: Tensor, norm: Tensor
-) -> Callable[[], None]:
+def _strided_call(group: Group, param: Tensor, direction: Tensor, backup: Tensor, norm: Tensor) -> Callable[[], None]:
     def call() -> None:
         backup.copy_(param)
         scale = torch.where(norm.isfinite(), group["rho"] / (norm + 1e-12), 0.0).to(param.device, param.dtype)

@@ -12,22 +12,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_ire import _native
 from torch_ire.layouts import is_dense, opmath_dtype
-from torch_ire.optim.schedule import advance, on_device, track_max_lr
-from torch_ire.optim.tensor_lists import TensorLists, plan_group
-from torch_ire.optim.update_rules import functions_of, state_keys
 from torch_ire.sharding import are_plain
+from torch_ire.steps.schedule import advance, on_device, track_max_lr
+from torch_ire.steps.step_plan import plan_group
+from torch_ire.steps.tensor_lists import TensorLists
+from torch_ire.steps.update_rules import functions_of, state_keys
 
-if TYPE_CHECKING:
-    from torch_ire.optim.ire_optimizer import IREOptimizer
-    from torch_ire.optim.sam_ire import SAMIRE
-
+# The optimizers below are IREOptimizer and SAMIRE, which import this module.
 
 # -- CUDA graphs -----------------------------------------------------------------------------------------------------
 
@@ -112,14 +110,14 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def _keys_of(optimizer: IREOptimizer, group: Mapping[str, Any]) -> list[str]:
+def _keys_of(optimizer: Any, group: Mapping[str, Any]) -> list[str]:
     """The state that any parameter of a group needs."""
     dtypes = dict.fromkeys(param.dtype for param in group["params"])
     return list(dict.fromkeys(key for dtype in dtypes for key in state_keys(optimizer._rule(group), group, dtype)))
 
 
 def fill_lists(
-    optimizer: IREOptimizer,
+    optimizer: Any,
     group: dict[str, Any],
     params: list[Tensor],
     grads: list[Tensor],
@@ -157,7 +155,7 @@ def fill_lists(
                 column.append(entry.get(key, param))
 
 
-def _lists_in_graph(optimizer: IREOptimizer, group: dict[str, Any], restored: bool) -> Iterator[TensorLists]:
+def _lists_in_graph(optimizer: Any, group: dict[str, Any], restored: bool) -> Iterator[TensorLists]:
     """The lists of a group, by device and dtype, under a compiler.
 
     Args:
@@ -195,7 +193,7 @@ def _lists_in_graph(optimizer: IREOptimizer, group: dict[str, Any], restored: bo
     yield from found.values()
 
 
-def step_in_graph(optimizer: IREOptimizer, found_inf: Tensor | None, restored: bool) -> None:
+def step_in_graph(optimizer: Any, found_inf: Tensor | None, restored: bool) -> None:
     """One step under a compiler; the same operators with the same arguments as the ordinary one."""
     for group in optimizer.param_groups:
         track_max_lr(group)
@@ -221,7 +219,7 @@ def is_traceable_perturbation(groups: Sequence[Mapping[str, Any]]) -> bool:
     )
 
 
-def perturb_in_graph(optimizer: SAMIRE) -> None:
+def perturb_in_graph(optimizer: Any) -> None:
     """The first pass of SAM under a compiler."""
     found = [lists for group in optimizer.param_groups for lists in _lists_in_graph(optimizer, group, True)]
     calls: dict[Any, tuple[ModuleType, list[Tensor], list[Tensor]]] = {}
@@ -246,7 +244,7 @@ def perturb_in_graph(optimizer: SAMIRE) -> None:
     optimizer._perturbation.in_graph.update(moved=True, norm=norm)
 
 
-def return_in_graph(optimizer: SAMIRE, found_inf: Tensor | None) -> None:
+def return_in_graph(optimizer: Any, found_inf: Tensor | None) -> None:
     """The second pass of SAM under a compiler: back to theta, and the step from there."""
     in_graph = optimizer._perturbation.in_graph
     if found_inf is not None:

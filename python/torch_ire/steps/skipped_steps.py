@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from torch_ire.layouts import to_device
-from torch_ire.optim.tensor_lists import TensorLists
 from torch_ire.sharding import ShardGroup, add_over_ranks, are_plain, local_part, shard_group_of
+from torch_ire.steps.tensor_lists import TensorLists
 
 
 def nonfinite_flag(

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from torch_ire import ops, reference
 from torch_ire.layouts import opmath_dtype
-from torch_ire.optim.schedule import on_device
 from torch_ire.sharding import local_part, local_part_like
+from torch_ire.steps.schedule import on_device
 from torch_ire.summary import Direction
 
 if TYPE_CHECKING:
-    from torch_ire.optim.tensor_lists import TensorLists
+    from torch_ire.steps.tensor_lists import TensorLists
 
 # ``rounding`` -> the state tensor that it keeps per bfloat16 or float16 parameter. Full-precision parameters lose no
 # bits, so nothing is kept for them.

@@ -8,8 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_ire.optim.arguments import Projector
-from torch_ire.optim.schedule import Group, enhancement, is_due, note_refresh, step_number, unamplified_decay
+from torch_ire.steps.arguments import Projector
+from torch_ire.steps.schedule import Group, enhancement, is_due, note_refresh, step_number, unamplified_decay
+
+
+# in groups of this library, and in those of foreign optimizers
+_CURVATURES = ("curvature", "ire_curvature")
 
 
 def projector_of(group: Mapping[str, Any]) -> Projector | None:
@@ -61,7 +65,9 @@ def projected_parameters(groups: Iterable[Mapping[str, Any]], stepping: Callable
     ]
 
 
-def projections(owner: str, groups: Iterable[Group], params: Iterable[Tensor]) -> list[tuple[Projector, dict[str, Any]]]:
+def projections(
+    owner: str, groups: Iterable[Group], params: Iterable[Tensor]
+) -> list[tuple[Projector, dict[str, Any]]]:
     """Every projector of a step with the arguments of its ``amplify_``, without the positions that the step changes.
 
     Args:
@@ -76,10 +82,12 @@ def projections(owner: str, groups: Iterable[Group], params: Iterable[Tensor]) -
     calls: dict[int, tuple[Projector, dict[str, Any]]] = {}
     for group in groups:
         projector = projector_of(group)
-        members = [param for param in group["params"] if id(param) in taking_part]
+        decay = unamplified_decay(group) if projector is not None else 0.0
+        # a parameter without a gradient has no decay to leave out
+        members = [p for p in group["params"] if id(p) in taking_part and not (decay and p.grad is None)]
         if projector is None or not members:
             continue
-        scalars = {"kappa": float(enhancement(group)), "decay": unamplified_decay(group)}
+        scalars = {"kappa": float(enhancement(group)), "decay": decay}
         _, call = calls.setdefault(id(projector), (projector, {**scalars, "params": []}))
         if any(call[name] != value for name, value in scalars.items()):
             raise RuntimeError(f"{owner}: the groups of one projector need one kappa, learning rate and weight decay")
@@ -103,14 +111,10 @@ def amplify_projected(calls: Iterable[tuple[Projector, dict[str, Any]]], previou
 def without_projectors(state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state dict whose groups name their projector: the object stays with the optimizer."""
     groups = [
-        {**group, **{key: "projector" for key in ("curvature", "ire_curvature") if _is_projector(group.get(key, ""))}}
+        {**group, **{key: "projector" for key in _CURVATURES if isinstance(group.get(key), Projector)}}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
-
-
-def _is_projector(curvature: Any) -> bool:
-    return not isinstance(curvature, str)
 
 
 def with_curvatures(groups: Sequence[Mapping[str, Any]], curvatures: Sequence[Any]) -> list[dict[str, Any]]:
