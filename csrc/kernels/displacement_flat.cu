@@ -1,4 +1,5 @@
 #include "kernels/displacement_flat.h"
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 
 namespace torch_ire {
@@ -42,10 +43,7 @@ cudaError_t launch_displacement_flat(const std::vector<DisplacementFlatSpan<T>>&
 #define TORCH_IRE_INSTANTIATE(T)                                                                                     \
   template cudaError_t launch_displacement_flat<T>(const std::vector<DisplacementFlatSpan<T>>&, const DeviceScalar&, \
                                                    double, cudaStream_t);
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -1,5 +1,6 @@
 #include "kernels/cpu_block.h"
 #include "kernels/displacement_flat.h"
+#include "kernels/instantiate.h"
 
 namespace torch_ire {
 namespace {
@@ -23,10 +24,7 @@ TORCH_IRE_INLINE void range(const DisplacementFlatSpan<T>& s, opmath_t<T> kappa,
                                                     opmath_t<T> keep, int64_t begin, int64_t end) {         \
     range(span, kappa, keep, begin, end);                                                                   \
   }
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

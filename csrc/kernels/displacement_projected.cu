@@ -1,6 +1,7 @@
 #include "kernels/basis_pass.cuh"
 #include "kernels/basis_values.cuh"
 #include "kernels/displacement_projected.h"
+#include "kernels/instantiate.h"
 
 namespace torch_ire {
 namespace {
@@ -57,13 +58,7 @@ int64_t basis_workspace(size_t num_tensors, int64_t rows) {
   template cudaError_t launch_displacement_projected<T, B>(const std::vector<DisplacementProjectedCudaSpan<T, B>>&, \
                                                            int64_t, const opmath_t<T>*, double, double, double*,    \
                                                            cudaStream_t);
-TORCH_IRE_INSTANTIATE(float, float)
-TORCH_IRE_INSTANTIATE(float, bfloat16)
-TORCH_IRE_INSTANTIATE(bfloat16, float)
-TORCH_IRE_INSTANTIATE(bfloat16, bfloat16)
-TORCH_IRE_INSTANTIATE(float16, float)
-TORCH_IRE_INSTANTIATE(float16, bfloat16)
-TORCH_IRE_INSTANTIATE(double, double)
+TORCH_IRE_FOR_EACH_BASIS(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

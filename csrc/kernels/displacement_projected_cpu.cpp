@@ -1,5 +1,7 @@
 #include "kernels/displacement_projected.h"
 
+#include "kernels/instantiate.h"
+
 namespace torch_ire {
 namespace {
 
@@ -49,13 +51,7 @@ TORCH_IRE_INLINE void step_range(const DisplacementProjectedSpan<T>& s, const Ba
       opmath_t<T> kappa, opmath_t<T> keep, int64_t begin, int64_t end) {                                          \
     step_range(span, q, coefficients, kappa, keep, begin, end);                                                   \
   }
-TORCH_IRE_INSTANTIATE(float, float)
-TORCH_IRE_INSTANTIATE(float, bfloat16)
-TORCH_IRE_INSTANTIATE(bfloat16, float)
-TORCH_IRE_INSTANTIATE(bfloat16, bfloat16)
-TORCH_IRE_INSTANTIATE(float16, float)
-TORCH_IRE_INSTANTIATE(float16, bfloat16)
-TORCH_IRE_INSTANTIATE(double, double)
+TORCH_IRE_FOR_EACH_BASIS(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -1,5 +1,6 @@
 #include "kernels/fused_adamw_flat.h"
 
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 #include "kernels/restore.cuh"
 #include "kernels/stored_param.cuh"
@@ -81,10 +82,7 @@ cudaError_t launch_fused_adamw_flat(const std::vector<AdamwFlatCudaSpan<T>>& spa
 #define TORCH_IRE_INSTANTIATE(T)                                                            \
   template cudaError_t launch_fused_adamw_flat<T>(const std::vector<AdamwFlatCudaSpan<T>>&, \
                                                   const AdamwFlatCudaParams&, cudaStream_t);
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

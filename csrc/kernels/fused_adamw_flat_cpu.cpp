@@ -1,6 +1,7 @@
 #include "kernels/fused_adamw_flat.h"
 
 #include "kernels/cpu_block.h"
+#include "kernels/instantiate.h"
 
 namespace torch_ire {
 namespace {
@@ -27,10 +28,7 @@ TORCH_IRE_INLINE void range(const AdamwFlatSpan<T>& s, const AdamwCoefficients<o
                                                    opmath_t<T> grad_factor, int64_t begin, int64_t end) { \
     range(span, coefficients, grad_factor, begin, end);                                                   \
   }
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -1,5 +1,6 @@
 #include "kernels/fused_sgd_flat.h"
 
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 #include "kernels/restore.cuh"
 #include "kernels/stored_param.cuh"
@@ -73,10 +74,7 @@ cudaError_t launch_fused_sgd_flat(const std::vector<SgdFlatCudaSpan<T>>& spans, 
 #define TORCH_IRE_INSTANTIATE(T)                                                                                  \
   template cudaError_t launch_fused_sgd_flat<T>(const std::vector<SgdFlatCudaSpan<T>>&, const SgdFlatCudaParams&, \
                                                 SgdMomentum, cudaStream_t);
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -1,5 +1,6 @@
 #include "kernels/cpu_block.h"
 #include "kernels/fused_sgd_flat.h"
+#include "kernels/instantiate.h"
 
 namespace torch_ire {
 namespace {
@@ -30,10 +31,7 @@ TORCH_IRE_INLINE void range(const SgdFlatSpan<T>& s, const SgdCoefficients<opmat
     else                                                                                                  \
       range<SgdMomentum::kNesterov>(span, coefficients, grad_factor, begin, end);                         \
   }
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -2,6 +2,7 @@
 
 #include "kernels/block_reduce.cuh"
 #include "kernels/global_norm.h"
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 
 namespace torch_ire {
@@ -82,10 +83,7 @@ cudaError_t launch_global_norm(const std::vector<GlobalNormSpan<T>>& spans, bool
   template int64_t global_norm_partials<T>(size_t);                                                              \
   template cudaError_t launch_global_norm<T>(const std::vector<GlobalNormSpan<T>>&, bool, double*, opmath_t<T>*, \
                                              cudaStream_t);
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

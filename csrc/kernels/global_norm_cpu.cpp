@@ -1,6 +1,7 @@
 #include "kernels/global_norm.h"
 
 #include "kernels/cpu_block.h"
+#include "kernels/instantiate.h"
 
 namespace torch_ire {
 namespace {
@@ -37,10 +38,7 @@ TORCH_IRE_INLINE double range(const T* x, const T* weights, int64_t begin, int64
   TORCH_IRE_CLONES double sum_of_squares_range_cpu<T>(const T* x, const T* weights, int64_t begin, int64_t end) { \
     return range(x, weights, begin, end);                                                                         \
   }
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -1,4 +1,5 @@
 #include "kernels/hessian_diag.h"
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 
 namespace torch_ire {
@@ -40,10 +41,7 @@ cudaError_t launch_hessian_diag(const std::vector<HessianDiagSpan<T>>& spans, co
 #define TORCH_IRE_INSTANTIATE(T)                                                                                    \
   template cudaError_t launch_hessian_diag<T>(const std::vector<HessianDiagSpan<T>>&, const HessianDiagCudaParams&, \
                                               cudaStream_t);
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

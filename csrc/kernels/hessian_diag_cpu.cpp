@@ -1,5 +1,6 @@
 #include "kernels/hessian_diag.h"
 
+#include "kernels/instantiate.h"
 #include "kernels/target_clones.h"
 
 namespace torch_ire {
@@ -23,10 +24,7 @@ TORCH_IRE_INLINE void range(opmath_t<T>* hessian_diag, const T* grad,
                                                   int64_t begin, int64_t end) {                             \
     range(hessian_diag, grad, coefficients, begin, end);                                                    \
   }
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

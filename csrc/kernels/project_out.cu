@@ -1,3 +1,4 @@
+#include "kernels/instantiate.h"
 #include "kernels/project_out.h"
 
 #include "kernels/basis_pass.cuh"
@@ -42,13 +43,7 @@ cudaError_t launch_project_out(const std::vector<ProjectOutSpan<T, B>>& given, i
 #define TORCH_IRE_INSTANTIATE(T, B)                                                                                    \
   template cudaError_t launch_project_out<T, B>(const std::vector<ProjectOutSpan<T, B>>&, int64_t, const opmath_t<T>*, \
                                                 double*, cudaStream_t);
-TORCH_IRE_INSTANTIATE(float, float)
-TORCH_IRE_INSTANTIATE(float, bfloat16)
-TORCH_IRE_INSTANTIATE(bfloat16, float)
-TORCH_IRE_INSTANTIATE(bfloat16, bfloat16)
-TORCH_IRE_INSTANTIATE(float16, float)
-TORCH_IRE_INSTANTIATE(float16, bfloat16)
-TORCH_IRE_INSTANTIATE(double, double)
+TORCH_IRE_FOR_EACH_BASIS(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

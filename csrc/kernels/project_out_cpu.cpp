@@ -1,3 +1,4 @@
+#include "kernels/instantiate.h"
 #include "kernels/project_out.h"
 
 namespace torch_ire {
@@ -42,13 +43,7 @@ TORCH_IRE_INLINE void subtract_range(const T* v, T* out, const BasisSpan<const B
                                               const opmath_t<T>* coefficients, int64_t begin, int64_t end) {   \
     subtract_range(v, out, q, coefficients, begin, end);                                                       \
   }
-TORCH_IRE_INSTANTIATE(float, float)
-TORCH_IRE_INSTANTIATE(float, bfloat16)
-TORCH_IRE_INSTANTIATE(bfloat16, float)
-TORCH_IRE_INSTANTIATE(bfloat16, bfloat16)
-TORCH_IRE_INSTANTIATE(float16, float)
-TORCH_IRE_INSTANTIATE(float16, bfloat16)
-TORCH_IRE_INSTANTIATE(double, double)
+TORCH_IRE_FOR_EACH_BASIS(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -1,3 +1,4 @@
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 #include "kernels/sam_perturb.h"
 
@@ -41,10 +42,7 @@ cudaError_t launch_sam_perturb(const std::vector<SamPerturbSpan<T>>& spans, cons
 #define TORCH_IRE_INSTANTIATE(T)                                                                                 \
   template cudaError_t launch_sam_perturb<T>(const std::vector<SamPerturbSpan<T>>&, const SamPerturbCudaParams&, \
                                              cudaStream_t);
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

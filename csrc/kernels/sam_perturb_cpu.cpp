@@ -1,3 +1,4 @@
+#include "kernels/instantiate.h"
 #include "kernels/sam_perturb.h"
 
 #include "kernels/target_clones.h"
@@ -25,10 +26,7 @@ TORCH_IRE_INLINE void range(const SamPerturbSpan<T>& s, opmath_t<T> scale, bool 
                                               int64_t begin, int64_t end) {                                    \
     range(span, scale, adaptive, begin, end);                                                                  \
   }
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

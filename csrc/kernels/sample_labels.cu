@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "kernels/block_reduce.cuh"
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 #include "kernels/sample_labels.h"
 #include "math/counter_rng.h"
@@ -287,10 +288,7 @@ cudaError_t launch_sample_labels(const T* logits, const LabelRows& rows, uint64_
 #define TORCH_IRE_INSTANTIATE(T)                                                                             \
   template cudaError_t launch_sample_labels<T>(const T*, const LabelRows&, uint64_t, int64_t*, opmath_t<T>*, \
                                                cudaStream_t);
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -1,3 +1,4 @@
+#include "kernels/instantiate.h"
 #include "kernels/sample_labels.h"
 
 #include <cmath>
@@ -151,10 +152,7 @@ TORCH_IRE_INLINE void sample_tile(const LabelTile<T>& tile, int64_t classes, int
                                                   opmath_t<T>* block_max, double* block_sum) {               \
     sample_tile(tile, classes, stride, block_max, block_sum);                                                \
   }
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

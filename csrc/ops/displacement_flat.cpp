@@ -54,7 +54,7 @@ void displacement_flat_cuda(const TensorList& params, const TensorList& previous
 
 }  // namespace
 
-// theta += kappa n (theta - (1 - decay) previous): IRE after a step that some other optimizer took from `previous`.
+// theta += kappa n (theta - (1 - decay) previous): IRE after another optimizer's step from `previous`.
 TORCH_IRE_OPERATOR("displacement_flat_",
                    "(Tensor(a!)[] params, Tensor[] previous, Tensor[] flat_masks, *, float kappa, float decay=0., "
                    "Tensor? kappa_tensor=None) -> ()",

@@ -61,7 +61,7 @@ void displacement_projected_cuda(const TensorList& params, const TensorList& pre
 
 }  // namespace
 
-// theta += kappa (I - Q^T Q) (theta - (1 - decay) previous)
+// theta += kappa (I - Q^T Q) (theta - (1 - decay) previous); see project_out for Q.
 TORCH_IRE_OPERATOR("displacement_projected_",
                    "(Tensor(a!)[] params, Tensor[] previous, Tensor[] bases, *, float kappa, float decay=0., Tensor? "
                    "gram_inverse=None) -> ()",

@@ -45,7 +45,7 @@ Tensor found_nonfinite_cuda(const TensorList& tensors) {
 
 }  // namespace
 
-// 1 where any element is infinite or NaN, else 0: what the steps take as found_inf
+// 1 if any element is infinite or NaN, else 0: the steps take it as found_inf.
 TORCH_IRE_OPERATOR("found_nonfinite", "(Tensor[] tensors) -> Tensor", found_nonfinite_cpu, found_nonfinite_cuda)
 
 }  // namespace torch_ire

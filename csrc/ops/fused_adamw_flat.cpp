@@ -138,12 +138,8 @@ void fused_adamw_flat_cuda(const TensorList& params, const TensorList& grads, co
 
 }  // namespace
 
-// Steps. theta <- theta + (1 + kappa n) Delta, Delta the displacement of the base optimizer. An empty `flat_masks`
-// means n = 0, an empty `restore_from` that the step starts at the parameters themselves, `compensations`,
-// `master_params` and `rounding_keys` that are all empty rounding to nearest. `lr_tensor` and `kappa_tensor` override
-// the floats. state_steps are advanced by one, unless `found_inf` is non-zero: then nothing changes but what
-// `restore_from` restores. With `packed` each list of state
-// holds one tensor with a segment per parameter (kernels/packed_layout.h), `state_steps` one without padding.
+// theta <- theta + (1 + kappa n) Delta, Delta the displacement of AdamW. Nothing is flat if `flat_masks` is empty, the
+// step starts at the parameters if `restore_from` is. If `found_inf` is not 0, only `restore_from` has an effect.
 TORCH_IRE_OPERATOR(
     "fused_adamw_flat_",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] state_steps, "

@@ -141,8 +141,8 @@ void fused_sgd_flat_cuda(const TensorList& params, const TensorList& grads, cons
 
 }  // namespace
 
-// momentum_buffers are empty where momentum = 0; state_steps may be empty unless dampening or rounding_keys need the
-// count.
+// theta <- theta + (1 + kappa n) Delta, Delta the displacement of SGD. momentum_buffers may be empty if momentum is 0,
+// state_steps unless dampening or rounding_keys need the count.
 TORCH_IRE_OPERATOR("fused_sgd_flat_",
                    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] state_steps, "
                    "Tensor[] flat_masks, Tensor[] restore_from, Tensor(d!)[] compensations, Tensor(e!)[] "

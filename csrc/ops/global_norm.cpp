@@ -68,7 +68,7 @@ Tensor global_norm_cuda(const TensorList& tensors, const TensorList& weights) {
 
 }  // namespace
 
-// sqrt(sum x^2), or sqrt(sum (w x)^2) where weights are given
+// sqrt(sum x^2) or, if weights are given, sqrt(sum (w x)^2).
 TORCH_IRE_OPERATOR("global_norm", "(Tensor[] tensors, Tensor[] weights) -> Tensor", global_norm_cpu, global_norm_cuda)
 
 }  // namespace torch_ire

@@ -56,7 +56,6 @@ void hessian_diag_cuda(const TensorList& hessian_diags, const TensorList& grads,
 
 }  // namespace
 
-// Curvature to mask. `score` says what of a tensor is ranked: "value" x, "abs" |x|, "square" x^2 rounded to float32.
 // h <- beta h + (1 - beta) num_predictions (g / grad_scale)^2
 TORCH_IRE_OPERATOR("hessian_diag_",
                    "(Tensor(a!)[] hessian_diags, Tensor[] grads, *, float beta, float num_predictions=1., Tensor? "

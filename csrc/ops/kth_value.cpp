@@ -234,7 +234,7 @@ Tensor kth_value_cuda(const TensorList& tensors, int64_t k, const std::string& s
 
 }  // namespace
 
-// the k-th smallest score (k from 1) over all tensors; `hint` is a guess at the answer that can only change the time
+// The k-th smallest score (k from 1) of all tensors. `hint`, a guess at the answer, changes the time alone.
 TORCH_IRE_OPERATOR("kth_value", "(Tensor[] tensors, int k, *, str score=\"value\", Tensor? hint=None) -> Tensor",
                    kth_value_cpu, kth_value_cuda)
 

@@ -102,8 +102,8 @@ Tensor lanczos_step_cuda(const Tensor& basis, const Tensor& product, int64_t cou
 
 }  // namespace
 
-// Orthogonalises `product` against the first `count` rows of `basis` twice and writes it, normalised, to the next
-// row, if there is one; returns the `count` coefficients and the norm. A bfloat16 basis goes along a float32 product.
+// Orthogonalises `product` twice against the first `count` rows of `basis` and writes it, normalised, to the next row,
+// if there is one. Returns the `count` coefficients and the norm.
 TORCH_IRE_OPERATOR("lanczos_step_", "(Tensor(a!) basis, Tensor(b!) product, *, int count) -> Tensor", lanczos_step_cpu,
                    lanczos_step_cuda)
 

@@ -11,9 +11,9 @@
 #define TORCH_IRE_CUDA_IMPLEMENTATION(name, function)
 #endif
 
-// Defines an operator and registers its implementations; `signature` is the schema behind the name. The tests build the
-// CUDA implementations a second time, under a namespace of their own and for CPU tensors, with another header of this
-// name (tests/cuda_emulation).
+// Defines an operator and registers its implementations. `signature` is the schema without the name; the arguments are
+// documented in python/torch_ire/reference. The tests build the CUDA implementations a second time, in a namespace of
+// their own and for CPU tensors, with another header of this name (tests/cuda_emulation).
 #define TORCH_IRE_OPERATOR(name, signature, cpu, cuda) \
   STABLE_TORCH_LIBRARY_FRAGMENT(torch_ire, m) {        \
     m.def(name signature);                             \

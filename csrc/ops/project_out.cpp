@@ -58,9 +58,8 @@ TensorList project_out_cuda(const TensorList& vectors, const TensorList& bases, 
 
 }  // namespace
 
-// Exact projector. `bases` holds the columns of Q that belong to each tensor, (m, numel) with the same m.
-// gram_inverse = (Q Q^T)^-1 where the rows of Q are not orthonormal.
-// v - Q^T Q v
+// v - Q^T G^-1 Q v. `bases` holds the columns of Q of each vector, (m, numel) with the same m; G = Q Q^T, whose inverse
+// is the identity unless given.
 TORCH_IRE_OPERATOR("project_out", "(Tensor[] vectors, Tensor[] bases, Tensor? gram_inverse=None) -> Tensor[]",
                    project_out_cpu, project_out_cuda)
 

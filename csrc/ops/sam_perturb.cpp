@@ -53,8 +53,8 @@ void sam_perturb_cuda(const TensorList& params, const TensorList& grads, const T
 
 }  // namespace
 
-// SAM. backups <- params, params += rho e(grads), e = g / norm or, adaptive, theta^2 g / norm; a norm that is not
-// finite moves nothing.
+// backups <- params, params += rho e(grads), e = g / norm or, adaptive, theta^2 g / norm. A norm that is not finite
+// moves nothing.
 TORCH_IRE_OPERATOR(
     "sam_perturb_",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, Tensor norm, *, float rho, bool adaptive=False) -> ()",

@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor> sample_labels_cuda(const Tensor& logits, int64_t seed
 
 }  // namespace
 
-// One label a row from softmax(logits), and the row's logsumexp from the same read.
+// One label per row from softmax(logits), and the logsumexp of the row from the same read.
 TORCH_IRE_OPERATOR("sample_labels", "(Tensor logits, *, int seed, int offset) -> (Tensor labels, Tensor logsumexp)",
                    sample_labels_cpu, sample_labels_cuda)
 

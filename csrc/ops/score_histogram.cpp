@@ -104,9 +104,9 @@ Tensor score_histogram_cuda(const TensorList& tensors, const Tensor& prefix, int
 
 }  // namespace
 
-// counts[b] = number of ordered keys of scores with (key >> shift >> 11) == prefix and digit (key >> shift) & 2047 =
-// b; at the top, where no bits are left for a prefix, b = 1024 + (key >> shift). Keys of 32 bits in the order of
-// float32, of 64 bits in the order of float64 where `wide` or the score is float64
+// counts[b] = number of keys with (key >> shift >> 11) == prefix and digit (key >> shift) & 2047 == b; at the top,
+// where no bits are left for a prefix, b = 1024 + (key >> shift). Keys have 32 bits in the order of float32, or 64 in
+// the order of float64 if `wide` is set or the score is float64.
 TORCH_IRE_OPERATOR("score_histogram",
                    "(Tensor[] tensors, Tensor prefix, *, int shift, str score=\"value\", bool wide=False) -> Tensor",
                    score_histogram_cpu, score_histogram_cuda)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -33,11 +33,13 @@ def operator(reference: Callable[P, R]) -> Callable[P, R]:
     It calls ``reference`` where no native operator runs, and where there is no tensor to work on.
     """
     name = reference.__name__
-    written: Sequence[tuple[int, str]] = ()
+    written: list[tuple[int, str]] = []
+    lists: list[tuple[int, str]] = []
     returns = True
     if _native.module is not None:
         schema = getattr(torch.ops.torch_ire, name).default._schema
-        written = [(i, argument.name) for i, argument in enumerate(schema.arguments) if argument.is_write]
+        written = [(i, a.name) for i, a in enumerate(schema.arguments) if a.is_write]
+        lists = [(i, a.name) for i, a in enumerate(schema.arguments) if str(a.type) == "List[Tensor]"]
         returns = bool(schema.returns)
         _register_meta(name, getattr(sys.modules[reference.__module__], "meta", None))
         _register_negative(name, schema)
@@ -50,6 +52,9 @@ def operator(reference: Callable[P, R]) -> Callable[P, R]:
             return reference(*args, **kwargs)
         if name == "sample_labels":  # its key is 64 bits, which a schema takes as a signed number
             kwargs.update({key: as_int64(kwargs[key]) for key in ("seed", "offset") if key in kwargs})
+        for i, argument in lists:  # of which a schema has no defaults
+            if i >= len(args):
+                kwargs.setdefault(argument, ())
         result = getattr(namespace, name).default(*args, **kwargs)
         if not torch.compiler.is_compiling():  # a compiler sees the mutation in the schema
             for i, argument in written:
