@@ -1,5 +1,5 @@
 # Flags of the CPU kernels. sqrt sets errno and floating-point operations may trap unless told otherwise, and either keeps the compiler
-# from vectorising the loops. Contraction is off so that every clone of a kernel (csrc/kernels/clones.h) rounds alike: a checkpoint resumes to the
+# from vectorising the loops. Contraction is off so that every clone of a kernel (csrc/kernels/target_clones.h) rounds alike: a checkpoint resumes to the
 # same bits on another x86-64 machine.
 function(torch_ire_vectorize target)
   target_compile_options(

@@ -33,7 +33,7 @@ def pyproject() -> dict[str, object]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def native_files(folder: str, name: str) -> list[str]:
+def native_files(folder: str, name: str) -> set[str]:
     """Files of csrc/<folder> that belong to the operator `name`."""
     pattern = re.compile(rf"{name}(_cpu|_cuda)?\.(h|cpp|cu|cuh)")
-    return sorted(path.name for path in (CSRC / folder).iterdir() if pattern.fullmatch(path.name))
+    return {path.name for path in (CSRC / folder).iterdir() if pattern.fullmatch(path.name)}

@@ -150,8 +150,11 @@ BAD = [
     (lambda a, k: a[3].__setitem__(3, a[3][3].t()), r"exp_avg_sqs\[3\]: expected shape \(7, 5\) .*, got \(5, 7\)"),
     (lambda a, k: a[0].__setitem__(4, a[0][4][::2]), r"params\[4\]: expected a dense tensor \(no gaps, no overlaps\)"),
     (lambda a, k: a[0].__setitem__(4, a[0][4][:1].expand(5)), r"params\[4\]: expected a dense tensor"),
-    (lambda a, k: a[4].__setitem__(2, torch.ones(2)), r"state_steps\[2\]: expected one float32 number"),
-    (lambda a, k: a[4].__setitem__(2, torch.tensor(1)), r"state_steps\[2\]: expected one float32 number, got int64"),
+    (
+        lambda a, k: a[4].__setitem__(2, torch.ones(2)),
+        r"state_steps\[2\]: expected one number, got a tensor of shape \(2\)",
+    ),
+    (lambda a, k: a[4].__setitem__(2, torch.tensor(1)), r"state_steps\[2\]: expected float32, got int64"),
     (lambda a, k: a[4].pop(), "state_steps: expected one tensor for each"),
     (
         lambda a, k: a[5].__setitem__(3, a[5][3][:-1]),

@@ -1,4 +1,4 @@
-#include "kernels/advance_steps_cuda.h"
+#include "kernels/advance_steps.h"
 
 #include <algorithm>
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/clones.h"
 #include "kernels/cpu_block.h"
+#include "kernels/target_clones.h"
 #include "math/number.h"
 
 // The two passes over a tall basis Q of m rows that projecting and orthogonalising consist of: overlaps Q x, and

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "kernels/basis_pass.cuh"
-#include "kernels/basis_workspace_cuda.h"
+#include "kernels/basis_workspace.h"
 
 namespace torch_ire {
 

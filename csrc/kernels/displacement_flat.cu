@@ -1,4 +1,4 @@
-#include "kernels/displacement_flat_cuda.h"
+#include "kernels/displacement_flat.h"
 #include "kernels/multi_tensor.cuh"
 
 namespace torch_ire {

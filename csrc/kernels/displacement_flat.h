@@ -1,7 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "kernels/cuda_types.h"
+#include "kernels/device_scalar.h"
 #include "math/displacement.h"
 #include "math/number.h"
 
@@ -21,5 +24,14 @@ struct DisplacementFlatSpan {
 template <class T>
 void displacement_flat_range_cpu(const DisplacementFlatSpan<T>& span, opmath_t<T> kappa, opmath_t<T> keep,
                                  int64_t begin, int64_t end);
+
+#ifdef TORCH_IRE_WITH_CUDA
+
+// `keep` is 1 - decay. One launch up to about 730 tensors. No synchronisation, no workspace.
+template <class T>
+cudaError_t launch_displacement_flat(const std::vector<DisplacementFlatSpan<T>>& spans, const DeviceScalar& kappa,
+                                     double keep, cudaStream_t stream);
+
+#endif
 
 }  // namespace torch_ire

@@ -1,6 +1,6 @@
 #include "kernels/basis_pass.cuh"
 #include "kernels/basis_values.cuh"
-#include "kernels/displacement_projected_cuda.h"
+#include "kernels/displacement_projected.h"
 
 namespace torch_ire {
 namespace {

@@ -1,5 +1,5 @@
 #include "kernels/block_reduce.cuh"
-#include "kernels/flat_mask_cuda.h"
+#include "kernels/flat_mask.h"
 #include "kernels/multi_tensor.cuh"
 
 namespace torch_ire {

@@ -1,4 +1,4 @@
-#include "kernels/found_nonfinite_cuda.h"
+#include "kernels/found_nonfinite.h"
 
 #include "kernels/multi_tensor.cuh"
 #include "math/nonfinite.h"

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/clones.h"
+#include "kernels/target_clones.h"
 #include "math/nonfinite.h"
 
 namespace torch_ire {

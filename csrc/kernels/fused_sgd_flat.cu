@@ -1,4 +1,4 @@
-#include "kernels/fused_sgd_flat_cuda.h"
+#include "kernels/fused_sgd_flat.h"
 
 #include "kernels/multi_tensor.cuh"
 #include "kernels/restore.cuh"

@@ -1,7 +1,7 @@
 #include <cmath>
 
 #include "kernels/block_reduce.cuh"
-#include "kernels/global_norm_cuda.h"
+#include "kernels/global_norm.h"
 #include "kernels/multi_tensor.cuh"
 
 namespace torch_ire {

@@ -1,4 +1,4 @@
-#include "kernels/hessian_diag_cuda.h"
+#include "kernels/hessian_diag.h"
 #include "kernels/multi_tensor.cuh"
 
 namespace torch_ire {

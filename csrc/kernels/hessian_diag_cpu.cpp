@@ -1,6 +1,6 @@
 #include "kernels/hessian_diag.h"
 
-#include "kernels/clones.h"
+#include "kernels/target_clones.h"
 
 namespace torch_ire {
 namespace {

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <cstddef>
 
-#include "kernels/kth_value_cuda.h"
+#include "kernels/kth_value.h"
 #include "kernels/multi_tensor.cuh"
 #include "kernels/radix_select.cuh"
 #include "math/counter_rng.h"

@@ -2,7 +2,7 @@
 
 #include "kernels/basis_pass.cuh"
 #include "kernels/basis_values.cuh"
-#include "kernels/lanczos_step_cuda.h"
+#include "kernels/lanczos_step.h"
 
 namespace torch_ire {
 namespace {

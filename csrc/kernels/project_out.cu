@@ -1,4 +1,4 @@
-#include "kernels/project_out_cuda.h"
+#include "kernels/project_out.h"
 
 #include "kernels/basis_pass.cuh"
 #include "kernels/basis_values.cuh"

@@ -1,5 +1,5 @@
 #include "kernels/multi_tensor.cuh"
-#include "kernels/sam_perturb_cuda.h"
+#include "kernels/sam_perturb.h"
 
 namespace torch_ire {
 namespace {

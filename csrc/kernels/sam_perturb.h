@@ -1,7 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "kernels/cuda_types.h"
+#include "kernels/device_scalar.h"
 #include "math/number.h"
 #include "math/sam.h"
 
@@ -19,5 +22,20 @@ struct SamPerturbSpan {
 // Coordinates [begin, end) of one tensor. `scale` is rho / norm, 0 where the norm is not finite.
 template <class T>
 void sam_perturb_range_cpu(const SamPerturbSpan<T>& span, opmath_t<T> scale, bool adaptive, int64_t begin, int64_t end);
+
+#ifdef TORCH_IRE_WITH_CUDA
+
+struct SamPerturbCudaParams {
+  DeviceScalar norm;
+  double rho;
+  bool adaptive;
+};
+
+// One launch up to about 730 tensors. No synchronisation, no workspace.
+template <class T>
+cudaError_t launch_sam_perturb(const std::vector<SamPerturbSpan<T>>& spans, const SamPerturbCudaParams& params,
+                               cudaStream_t stream);
+
+#endif
 
 }  // namespace torch_ire

@@ -1,6 +1,6 @@
 #include "kernels/sam_perturb.h"
 
-#include "kernels/clones.h"
+#include "kernels/target_clones.h"
 
 namespace torch_ire {
 namespace {

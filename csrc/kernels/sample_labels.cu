@@ -4,7 +4,7 @@
 
 #include "kernels/block_reduce.cuh"
 #include "kernels/multi_tensor.cuh"
-#include "kernels/sample_labels_cuda.h"
+#include "kernels/sample_labels.h"
 #include "math/counter_rng.h"
 #include "math/exp.h"
 

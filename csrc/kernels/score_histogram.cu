@@ -1,5 +1,5 @@
 #include "kernels/multi_tensor.cuh"
-#include "kernels/score_histogram_cuda.h"
+#include "kernels/score_histogram.h"
 
 namespace torch_ire {
 namespace {

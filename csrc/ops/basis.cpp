@@ -6,8 +6,8 @@ int64_t row_stride(const Tensor& basis) {
   return basis.stride(0);
 }
 
-void check_bases(const char* op, const char* leading_name, const TensorList& leading, const TensorList& bases,
-                 const OptionalTensor& gram_inverse) {
+OptionalTensor check_bases(const char* op, const char* leading_name, const TensorList& leading, const TensorList& bases,
+                           const OptionalTensor& gram_inverse) {
   TORCH_IRE_CHECK(bases.size() == leading.size(), op, "bases: expected ", leading.size(), " tensors as in ",
                   leading_name, ", got ", bases.size());
   const ScalarType opmath = opmath_dtype(leading[0].scalar_type());
@@ -28,14 +28,14 @@ void check_bases(const char* op, const char* leading_name, const TensorList& lea
     TORCH_IRE_CHECK(bases[i].size(1) <= 1 || bases[i].stride(1) == 1, op, "bases[", i,
                     "]: expected rows without gaps, got stride ", bases[i].stride(1));
   }
-  if (!gram_inverse.has_value()) return;
+  if (!gram_inverse.has_value()) return std::nullopt;
   const int64_t m = bases[0].size(0);
   TORCH_IRE_CHECK(gram_inverse->dim() == 2 && gram_inverse->size(0) == m && gram_inverse->size(1) == m &&
-                      gram_inverse->is_contiguous() && gram_inverse->scalar_type() == opmath &&
-                      device_name(*gram_inverse) == device_name(leading[0]),
-                  op, "gram_inverse: expected a contiguous ", m, " x ", m, " matrix of ", name_of(opmath), " on ",
+                      gram_inverse->scalar_type() == opmath && device_name(*gram_inverse) == device_name(leading[0]),
+                  op, "gram_inverse: expected a ", m, " x ", m, " matrix of ", name_of(opmath), " on ",
                   device_name(leading[0]), ", got ", shape_of(*gram_inverse), " of ",
                   name_of(gram_inverse->scalar_type()), " on ", device_name(*gram_inverse));
+  return torch::stable::contiguous(*gram_inverse);
 }
 
 }  // namespace torch_ire

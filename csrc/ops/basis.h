@@ -11,9 +11,9 @@ namespace torch_ire {
 
 // bases[i]: (m, numel of tensor i), rows without gaps; float32 or bfloat16, or float64 along float64 tensors.
 // gram_inverse: (m, m) in the arithmetic's precision. The leading list must be contiguous, for a basis has no strides
-// of its own for the coordinates.
-void check_bases(const char* op, const char* leading_name, const TensorList& leading, const TensorList& bases,
-                 const OptionalTensor& gram_inverse);
+// of its own for the coordinates. Returns gram_inverse with its rows one after another.
+OptionalTensor check_bases(const char* op, const char* leading_name, const TensorList& leading, const TensorList& bases,
+                           const OptionalTensor& gram_inverse);
 
 int64_t row_stride(const Tensor& basis);
 

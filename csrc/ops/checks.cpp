@@ -1,65 +1,53 @@
 #include "ops/checks.h"
 
-#include <algorithm>
-#include <numeric>
-
+#include "kernels/packed_layout.h"
 #include "math/number.h"
 #include "ops/dispatch.h"
 
 namespace torch_ire {
 namespace {
 
-struct Geometry {
-  int64_t dim;
-  const int64_t* sizes;
-  const int64_t* strides;
-};
-
-Geometry geometry_of(const Tensor& tensor) {
-  Geometry g{tensor.dim(), nullptr, nullptr};
-  int64_t* sizes = nullptr;
-  int64_t* strides = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &sizes));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));
-  g.sizes = sizes;
-  g.strides = strides;
-  return g;
-}
-
-// Every address between the first and the last element belongs to exactly one element.
-bool is_dense(const Tensor& tensor) {
-  if (tensor.is_contiguous() || tensor.numel() == 0) return true;
-  const Geometry g = geometry_of(tensor);
-  std::vector<int64_t> order(static_cast<size_t>(g.dim));
-  std::iota(order.begin(), order.end(), int64_t{0});
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return g.strides[a] < g.strides[b]; });
-  int64_t expected = 1;
-  for (const int64_t d : order) {
-    if (g.sizes[d] == 1) continue;
-    if (g.strides[d] != expected) return false;
-    expected *= g.sizes[d];
-  }
-  return true;
-}
-
-bool same_layout(const Tensor& a, const Tensor& b) {
-  const Geometry ga = geometry_of(a);
-  const Geometry gb = geometry_of(b);
-  if (ga.dim != gb.dim || !std::equal(ga.sizes, ga.sizes + ga.dim, gb.sizes)) return false;
-  if (a.numel() == 0) return true;
-  for (int64_t d = 0; d < ga.dim; ++d)
-    if (ga.sizes[d] != 1 && ga.strides[d] != gb.strides[d]) return false;
-  return true;
-}
-
-std::string strides_of(const Tensor& tensor) {
-  const Geometry g = geometry_of(tensor);
+std::string list_of(const int64_t* numbers, int64_t count) {
   std::ostringstream out;
   out << "(";
-  for (int64_t d = 0; d < g.dim; ++d) out << (d ? ", " : "") << g.strides[d];
+  for (int64_t d = 0; d < count; ++d) out << (d ? ", " : "") << numbers[d];
   out << ")";
   return out.str();
 }
+
+std::string strides_of(const Tensor& tensor) {
+  const Geometry g(tensor);
+  return list_of(g.strides, g.dim);
+}
+
+// What the tensors of a list have in common: strided, of one dtype, on the device of `like`.
+class ListKind {
+ public:
+  // `dtype_note` follows the name of the dtype in messages.
+  ListKind(ScalarType dtype, const Tensor& like, std::string dtype_note = {})
+      : dtype_(dtype),
+        code_(torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype))),
+        like_(like),
+        like_kind_(like),
+        dtype_note_(std::move(dtype_note)) {}
+
+  void check(const char* op, const char* name, size_t i, const Tensor& tensor) const {
+    const TensorKind kind(tensor);
+    TORCH_IRE_CHECK(kind.is_strided(), op, name, "[", i,
+                    "]: expected a strided tensor, got a sparse or otherwise special layout");
+    TORCH_IRE_CHECK(kind.dtype == code_, op, name, "[", i, "]: expected ", name_of(dtype_), dtype_note_, ", got ",
+                    name_of(tensor.scalar_type()));
+    TORCH_IRE_CHECK(kind.same_device(like_kind_), op, name, "[", i, "]: expected device ", device_name(like_), ", got ",
+                    device_name(tensor));
+  }
+
+ private:
+  const ScalarType dtype_;
+  const int32_t code_;
+  const Tensor& like_;
+  const TensorKind like_kind_;
+  const std::string dtype_note_;
+};
 
 void check_length(const char* op, const char* name, const TensorList& list, const char* leading_name,
                   const TensorList& leading) {
@@ -67,14 +55,16 @@ void check_length(const char* op, const char* name, const TensorList& list, cons
                   " ", leading_name, ", got ", list.size());
 }
 
-void check_strided(const char* op, const char* name, size_t i, const Tensor& tensor) {
-  TORCH_IRE_CHECK(tensor.layout() == torch::headeronly::Layout::Strided, op, name, "[", i,
-                  "]: expected a strided tensor, got a sparse or otherwise special layout");
-}
-
-void check_device(const char* op, const char* name, size_t i, const Tensor& tensor, const Tensor& like) {
-  TORCH_IRE_CHECK(tensor.device() == like.device(), op, name, "[", i, "]: expected device ", device_name(like),
-                  ", got ", device_name(tensor));
+// A list of state that is packed: one tensor of `numel` elements.
+void check_packed(const char* op, const char* name, const TensorList& list, ScalarType dtype, int64_t numel,
+                  const TensorList& params) {
+  TORCH_IRE_CHECK(list.size() == 1, op, name, ": expected one packed tensor for the ", params.size(), " params, got ",
+                  list.size());
+  ListKind(dtype, params[0]).check(op, name, 0, list[0]);
+  const Geometry g(list[0]);
+  TORCH_IRE_CHECK(g.dim == 1 && g.sizes[0] == numel && g.is_contiguous(), op, name, "[0]: expected ", numel,
+                  " contiguous elements for the ", params.size(), " params, got shape ", shape_of(list[0]),
+                  " with strides ", strides_of(list[0]));
 }
 
 }  // namespace
@@ -104,12 +94,8 @@ std::string device_name(const Tensor& tensor) {
 }
 
 std::string shape_of(const Tensor& tensor) {
-  const Geometry g = geometry_of(tensor);
-  std::ostringstream out;
-  out << "(";
-  for (int64_t d = 0; d < g.dim; ++d) out << (d ? ", " : "") << g.sizes[d];
-  out << ")";
-  return out.str();
+  const Geometry g(tensor);
+  return list_of(g.sizes, g.dim);
 }
 
 bool is_floating(ScalarType dtype) {
@@ -126,12 +112,10 @@ void check_leading_list(const char* op, const char* name, const TensorList& list
   const ScalarType dtype = list[0].scalar_type();
   TORCH_IRE_CHECK(is_floating(dtype), op, name, "[0]: expected float32, float64, bfloat16 or float16, got ",
                   name_of(dtype));
+  const ListKind kind(dtype, list[0], std::string(" as ") + name + "[0]");
   for (size_t i = 0; i < list.size(); ++i) {
-    check_strided(op, name, i, list[i]);
-    TORCH_IRE_CHECK(list[i].scalar_type() == dtype, op, name, "[", i, "]: expected ", name_of(dtype), " as ", name,
-                    "[0], got ", name_of(list[i].scalar_type()));
-    check_device(op, name, i, list[i], list[0]);
-    TORCH_IRE_CHECK(is_dense(list[i]), op, name, "[", i,
+    kind.check(op, name, i, list[i]);
+    TORCH_IRE_CHECK(Geometry(list[i]).is_dense(), op, name, "[", i,
                     "]: expected a dense tensor (no gaps, no overlaps), got shape ", shape_of(list[i]),
                     " with strides ", strides_of(list[i]));
   }
@@ -141,14 +125,12 @@ void check_list_like(const char* op, const char* name, const TensorList& list, c
                      const TensorList& leading, ScalarType dtype, bool optional) {
   if (optional && list.empty()) return;
   check_length(op, name, list, leading_name, leading);
+  const ListKind kind(dtype, leading[0]);
   for (size_t i = 0; i < list.size(); ++i) {
-    check_strided(op, name, i, list[i]);
-    TORCH_IRE_CHECK(list[i].scalar_type() == dtype, op, name, "[", i, "]: expected ", name_of(dtype), ", got ",
-                    name_of(list[i].scalar_type()));
-    check_device(op, name, i, list[i], leading[0]);
-    TORCH_IRE_CHECK(same_layout(list[i], leading[i]), op, name, "[", i, "]: expected shape ", shape_of(leading[i]),
-                    " and strides ", strides_of(leading[i]), " as ", leading_name, "[", i, "], got ", shape_of(list[i]),
-                    " and ", strides_of(list[i]));
+    kind.check(op, name, i, list[i]);
+    TORCH_IRE_CHECK(Geometry(list[i]).same_layout(Geometry(leading[i])), op, name, "[", i, "]: expected shape ",
+                    shape_of(leading[i]), " and strides ", strides_of(leading[i]), " as ", leading_name, "[", i,
+                    "], got ", shape_of(list[i]), " and ", strides_of(list[i]));
   }
 }
 
@@ -156,27 +138,62 @@ void check_masks(const char* op, const char* name, const TensorList& masks, cons
                  const TensorList& leading, bool optional) {
   if (optional && masks.empty()) return;
   check_length(op, name, masks, leading_name, leading);
+  const ListKind kind(ScalarType::Byte, leading[0], " (packed bits)");
   for (size_t i = 0; i < masks.size(); ++i) {
-    check_strided(op, name, i, masks[i]);
-    TORCH_IRE_CHECK(masks[i].scalar_type() == ScalarType::Byte, op, name, "[", i,
-                    "]: expected uint8 (packed bits), got ", name_of(masks[i].scalar_type()));
-    check_device(op, name, i, masks[i], leading[0]);
-    const int64_t bytes = (leading[i].numel() + 7) / 8;
-    TORCH_IRE_CHECK(masks[i].dim() == 1 && masks[i].numel() == bytes && masks[i].is_contiguous(), op, name, "[", i,
-                    "]: expected ", bytes, " contiguous bytes for the ", leading[i].numel(), " coordinates of ",
-                    leading_name, "[", i, "], got shape ", shape_of(masks[i]));
+    kind.check(op, name, i, masks[i]);
+    const int64_t numel = Geometry(leading[i]).numel();
+    const Geometry g(masks[i]);
+    TORCH_IRE_CHECK(g.dim == 1 && g.sizes[0] == (numel + 7) / 8 && g.is_contiguous(), op, name, "[", i, "]: expected ",
+                    (numel + 7) / 8, " contiguous bytes for the ", numel, " coordinates of ", leading_name, "[", i,
+                    "], got shape ", shape_of(masks[i]));
   }
 }
 
-void check_steps(const char* op, const char* name, const TensorList& steps, const char* leading_name,
-                 const TensorList& leading, bool optional) {
+StateLayout::StateLayout(const TensorList& params, bool is_packed) : packed(is_packed) {
+  if (!packed) return;
+  for (const Tensor& param : params) {
+    const int64_t numel = Geometry(param).numel();
+    numel2 += segment_elems(numel, 2);
+    numel4 += segment_elems(numel, 4);
+    numel8 += segment_elems(numel, 8);
+    mask_bytes += segment_elems((numel + 7) / 8, 1);
+  }
+}
+
+int64_t StateLayout::numel(ScalarType dtype) const {
+  if (dtype == ScalarType::Double) return numel8;
+  return dtype == ScalarType::Float ? numel4 : numel2;
+}
+
+void check_state(const char* op, const char* name, const TensorList& state, const TensorList& params, ScalarType dtype,
+                 const StateLayout& layout, bool optional) {
+  if (optional && state.empty()) return;
+  if (layout.packed)
+    check_packed(op, name, state, dtype, layout.numel(dtype), params);
+  else
+    check_list_like(op, name, state, "params", params, dtype);
+}
+
+void check_state_masks(const char* op, const char* name, const TensorList& masks, const TensorList& params,
+                       const StateLayout& layout) {
+  if (masks.empty()) return;
+  if (layout.packed)
+    check_packed(op, name, masks, ScalarType::Byte, layout.mask_bytes, params);
+  else
+    check_masks(op, name, masks, "params", params);
+}
+
+void check_state_steps(const char* op, const char* name, const TensorList& steps, const TensorList& params,
+                       const StateLayout& layout, bool optional) {
   if (optional && steps.empty()) return;
-  check_length(op, name, steps, leading_name, leading);
+  if (layout.packed)
+    return check_packed(op, name, steps, ScalarType::Float, static_cast<int64_t>(params.size()), params);
+  check_length(op, name, steps, "params", params);
+  const ListKind kind(ScalarType::Float, params[0]);
   for (size_t i = 0; i < steps.size(); ++i) {
-    TORCH_IRE_CHECK(steps[i].scalar_type() == ScalarType::Float && steps[i].numel() == 1, op, name, "[", i,
-                    "]: expected one float32 number, got ", name_of(steps[i].scalar_type()), " of shape ",
+    kind.check(op, name, i, steps[i]);
+    TORCH_IRE_CHECK(Geometry(steps[i]).numel() == 1, op, name, "[", i, "]: expected one number, got a tensor of shape ",
                     shape_of(steps[i]));
-    check_device(op, name, i, steps[i], leading[0]);
   }
 }
 
@@ -206,11 +223,11 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
 }
 
 void check_rounding(const char* op, const TensorList& compensations, const TensorList& master_params,
-                    const std::vector<int64_t>& keys, const TensorList& params) {
+                    const std::vector<int64_t>& keys, const TensorList& params, const StateLayout& layout) {
   const ScalarType dtype = params[0].scalar_type();
   const bool half = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  check_list_like(op, "compensations", compensations, "params", params, dtype, /*optional=*/true);
-  check_list_like(op, "master_params", master_params, "params", params, opmath_dtype(dtype), /*optional=*/true);
+  check_state(op, "compensations", compensations, params, dtype, layout, /*optional=*/true);
+  check_state(op, "master_params", master_params, params, opmath_dtype(dtype), layout, /*optional=*/true);
   TORCH_IRE_CHECK(half || compensations.empty(), op, "compensations: expected none for params of ", name_of(dtype),
                   ", which lose nothing, got ", compensations.size());
   TORCH_IRE_CHECK(half || master_params.empty(), op, "master_params: expected none for params of ", name_of(dtype),

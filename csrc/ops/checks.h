@@ -10,13 +10,14 @@
 #include <string>
 #include <vector>
 
+#include "ops/tensor_facts.h"
+
 // The checks that every operator makes before its first write. The dispatcher looks at one tensor of a list at most, so
 // device, dtype, shape and layout of all of them are checked here. A message says operator, argument, index, what was
 // expected and what came.
 namespace torch_ire {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using TensorList = std::vector<Tensor>;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -56,9 +57,28 @@ void check_list_like(const char* op, const char* name, const TensorList& list, c
 void check_masks(const char* op, const char* name, const TensorList& masks, const char* leading_name,
                  const TensorList& leading, bool optional = true);
 
-// Counters: float32 with one element, on the device of the leading list or on the CPU.
-void check_steps(const char* op, const char* name, const TensorList& steps, const char* leading_name,
-                 const TensorList& leading, bool optional = false);
+// How the state of a step is held: in lists that run along the parameters or, packed, in one tensor per list with a
+// segment per parameter (kernels/packed_layout.h).
+struct StateLayout {
+  bool packed;
+  // elements of a packed tensor with items of 2, 4 and 8 bytes, and bytes of packed masks
+  int64_t numel2 = 0, numel4 = 0, numel8 = 0, mask_bytes = 0;
+
+  StateLayout(const TensorList& params, bool is_packed);
+  int64_t numel(ScalarType dtype) const;
+};
+
+// State of the given dtype. May be empty if `optional`.
+void check_state(const char* op, const char* name, const TensorList& state, const TensorList& params, ScalarType dtype,
+                 const StateLayout& layout, bool optional = false);
+
+// Masks of the state: check_masks or one packed tensor. May be empty.
+void check_state_masks(const char* op, const char* name, const TensorList& masks, const TensorList& params,
+                       const StateLayout& layout);
+
+// Counters: float32 with one element each or, packed, one tensor with a number per parameter and no padding.
+void check_state_steps(const char* op, const char* name, const TensorList& steps, const TensorList& params,
+                       const StateLayout& layout, bool optional = false);
 
 // A scalar that lives in memory: one element, floating, on the device of `like`.
 void check_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like);
@@ -75,7 +95,7 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
 // How results are rounded: to nearest where all lists are empty, else as the one that is not says. Compensations and
 // master parameters are for half types; keys, one a tensor, for bfloat16 alone.
 void check_rounding(const char* op, const TensorList& compensations, const TensorList& master_params,
-                    const std::vector<int64_t>& keys, const TensorList& params);
+                    const std::vector<int64_t>& keys, const TensorList& params, const StateLayout& layout);
 
 // Value of a one-element CPU tensor of one of the four dtypes.
 double scalar_value(const Tensor& scalar);

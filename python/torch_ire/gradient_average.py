@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torch_ire.dtensors import is_dtensor
-from torch_ire.optim.batches import dense_gradient
+from torch_ire.optim.tensor_lists import dense_gradient
 
 # Bytes of gradients per collective: enough to use the bandwidth, little compared with the model.
 _CHUNK = 1 << 25

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_ire.batch_norm import frozen_batch_norm
-from torch_ire.curvature.left_as_found import math_attention
+from torch_ire.curvature.preserve_state import math_attention
 from torch_ire.gradient_average import all_replicas, average_gradients, total_over_replicas
 from torch_ire.model_outputs import Predictions, predict, with_classes_last
 from torch_ire.optim import IRE, StepInBackward
 from torch_ire.optim.ire_optimizer import IREOptimizer
-from torch_ire.sampled_loss import LabelGenerator, default_label_generator, sampled_cross_entropy
+from torch_ire.sampled_loss import LabelGenerator, sampled_cross_entropy
 from torch_ire.untouched import backward_into, put_aside, restored_buffers, restored_random_state
 
 __all__ = ["ire_of", "refresh_mask"]
@@ -47,12 +47,11 @@ def ire_of(optimizer: Any) -> IREOptimizer | IRE | StepInBackward:
     for inner in _unwrapped(optimizer):
         if isinstance(inner, (IRE, StepInBackward)):
             return inner
-        attributes = getattr(inner, "__dict__", {})
-        attached = attributes.get("_torch_ire_handle")
-        if isinstance(attached, IRE):
+        attached = IRE.of(inner)
+        if attached is not None:
             return attached
         # Lightning's wrapper inherits from the class of the optimizer that it wraps
-        if isinstance(inner, IREOptimizer) and not attributes.keys() & set(_WRAPPED):
+        if isinstance(inner, IREOptimizer) and not inner.__dict__.keys() & set(_WRAPPED):
             return inner
     raise TypeError(
         "expected AdmIRE, SGDIRE, SAMIRE, an optimizer that IRE(...) is attached to, a StepInBackward, or a wrapper of "
@@ -139,7 +138,7 @@ def refresh_mask(
     ire = ire_of(optimizer)
     if not ire.mask_due():
         return False
-    groups = [group for o in ([ire] if isinstance(ire, IREOptimizer) else ire.optimizers) for group in o.param_groups]
+    groups = ire._targets().groups
     if not any(group["curvature"] in ("fisher", "hutchinson") for group in groups):
         ire.update_mask()  # from moments or random numbers
         return True
@@ -168,7 +167,7 @@ def refresh_mask(
             options = {} if group is None else {"process_group": group}
             ire.update_mask(_training_loss(result, ignore_index), **options)
             return True
-        labels = getattr(ire, "label_generator", default_label_generator) if generator is None else generator
+        labels = ire.label_generator if generator is None else generator
         loss, count = _sampled_loss(result, ignore_index, labels)
         backward_into(loss if grad_scale is None else loss * grad_scale, ranked)
         average_gradients(ranked, process_group)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,7 +30,8 @@ class LabelGenerator:
     checkpoint, and any number of ranks.
 
     Args:
-        seed: 64 bits; ``None``: ``torch.initial_seed()`` at first use.
+        seed: 64 bits; ``None``: the seed of :data:`default_label_generator` at first use, whose own is
+            ``torch.initial_seed()``.
         rank: The rank to mix in; ``None``: that of :data:`default_label_generator`, or else the rank of the process.
             Ranks that compute the same logits together (tensor parallel) have to draw the same labels: set their data
             parallel rank, here or as the attribute of this name.
@@ -85,40 +88,35 @@ class LabelGenerator:
             )
         self._seed, self._offset = int(seed), int(offset)
 
-    def restore_if_unused(self, seed: int, offset: int) -> bool:
-        """Continues at a checkpoint's position, unless that would move a generator that is in use.
+    def lend(self) -> None:
+        """Serves :func:`sampled_cross_entropy` calls of this thread without a generator, until :meth:`take_back`."""
+        _lent.generator = weakref.ref(self)
 
-        For a position that a checkpoint holds without being asked, as an optimizer's holds that of
-        :data:`default_label_generator`: a new process resumes exactly, and loading another optimizer's checkpoint later
-        disturbs nobody.
-
-        Args:
-            seed: As in :meth:`state_dict`.
-            offset: As in :meth:`state_dict`; 0, the position before the first label, restores nothing.
-
-        Returns:
-            Whether the position was restored: ``False`` if the generator was :attr:`used`.
-
-        Raises:
-            ValueError: ``seed`` or ``offset`` is no integer.
-        """
-        if self.used or offset == 0:
-            return False
-        self.load_state_dict({"seed": seed, "offset": offset})
-        return True
+    def take_back(self) -> None:
+        """Ends :meth:`lend`; does nothing if another generator has been lent since."""
+        if _lent_generator() is self:
+            _lent.generator = None
 
     def _resolved_seed(self) -> int:
         if self._seed is None:
-            self._seed = torch.initial_seed()
+            own = self is default_label_generator
+            self._seed = torch.initial_seed() if own else default_label_generator._resolved_seed()
         return self._seed
 
     def __repr__(self) -> str:
         return f"LabelGenerator(seed={self._seed}, offset={self._offset})"
 
 
-#: The generator of :func:`sampled_cross_entropy` calls without one of their own; one per process. Optimizers save its
-#: position, and restore it as :meth:`LabelGenerator.restore_if_unused` says.
+#: The generator of :func:`sampled_cross_entropy` calls outside a mask refresh; one per process.
 default_label_generator = LabelGenerator()
+
+# the generator that an optimizer lends between mask_due() and update_mask(), by thread
+_lent = threading.local()
+
+
+def _lent_generator() -> LabelGenerator | None:
+    reference = getattr(_lent, "generator", None)
+    return None if reference is None else reference()
 
 
 def sampled_cross_entropy(
@@ -145,7 +143,8 @@ def sampled_cross_entropy(
             to leave out: those that equal ``ignore_index``. ``None``: no position is left out.
         ignore_index: The target of positions to leave out.
         class_dim: The dimension of the classes; 1 for images of logits (B, C, H, W).
-        generator: Draws the labels; ``None``: :data:`default_label_generator`. Each optimizer has one of its own,
+        generator: Draws the labels; ``None``: that of the optimizer whose mask is being
+            refreshed, from ``mask_due()`` to ``update_mask()``, or else :data:`default_label_generator`. Each optimizer has one of its own,
             ``opt.label_generator``, whose position is part of its ``state_dict``.
 
     Returns:
@@ -189,7 +188,7 @@ def sampled_cross_entropy(
             f"sampled_cross_entropy: targets: expected shape {tuple(rows.shape[:-1])}, that of logits without the "
             f"classes, got {tuple(targets.shape)}"
         )
-    seed, offset = (generator or default_label_generator).draw()
+    seed, offset = (generator or _lent_generator() or default_label_generator).draw()
     kept = None if targets is None else targets != ignore_index
     loss: Tensor = _SampledCrossEntropy.apply(rows, kept, seed, offset)  # type: ignore[no-untyped-call]
     return loss

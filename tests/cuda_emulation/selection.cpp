@@ -1,7 +1,7 @@
 // csrc/kernels/kth_value.cu for the tests, with limits small enough for lists that an emulated GPU can read.
 #include <vector>
 
-#include "kernels/kth_value_cuda.h"
+#include "kernels/kth_value.h"
 
 namespace {
 

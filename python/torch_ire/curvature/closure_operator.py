@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.curvature.batches import BatchAverage, check_same_batches
-from torch_ire.curvature.left_as_found import RandomState, frozen_buffers, math_attention
+from torch_ire.curvature.preserve_state import RandomState, frozen_buffers, math_attention
 from torch_ire.curvature.operator import Operator
 from torch_ire.curvature.parameters import FlatLayout, named_tensors
 from torch_ire.dtensors import is_dtensor

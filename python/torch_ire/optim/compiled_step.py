@@ -1,9 +1,9 @@
-"""The step as ``torch.compile`` traces it: lists of tensors in, one operator a list, nothing that the host decides.
+"""Steps in graphs: the step that ``torch.compile`` traces, and the checks of a CUDA graph capture.
 
-Dynamo runs ``_init_group`` of an optimizer as plain Python while it traces, guards what it reads, and takes the lists
-that it fills for inputs of the graph, each at a fixed address. State is therefore made at the trace, not in the graph.
+Dynamo runs ``_init_group`` of an optimizer as plain Python while it traces, guards what it reads, and makes the lists
+that it fills inputs of the graph, each at a fixed address. State is therefore created at the trace, not in the graph.
 
-A step of an optimizer that is not capturable counts on the host, where each step is another one to a compiler; it stays
+A step of an optimizer that is not capturable counts on the host, so every step looks new to a compiler; it stays
 outside the graph, as the fused steps of ``torch.optim`` do.
 """
 
@@ -18,22 +18,75 @@ import torch
 from torch import Tensor
 
 from torch_ire import _native
-from torch_ire.optim.arguments import note_learning_rate
-from torch_ire.optim.batches import Batch, dense_gradient, is_dense
-from torch_ire.optim.device_schedule import advance, ensure_mask, on_device
-from torch_ire.optim.sharding import are_plain
-from torch_ire.optim.update_rules import functions_of, opmath_dtype
+from torch_ire.layouts import is_dense, opmath_dtype
+from torch_ire.optim.schedule import advance, on_device, track_max_lr
+from torch_ire.optim.tensor_lists import TensorLists, plan_group
+from torch_ire.optim.update_rules import functions_of, state_keys
+from torch_ire.sharding import are_plain
 
 if TYPE_CHECKING:
     from torch_ire.optim.ire_optimizer import IREOptimizer
     from torch_ire.optim.sam_ire import SAMIRE
 
 
+# -- CUDA graphs -----------------------------------------------------------------------------------------------------
+
+
+def capturing() -> bool:
+    """Whether the current stream records a CUDA graph."""
+    return not torch.compiler.is_compiling() and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def check_capture(
+    owner: str,
+    groups: Iterable[Mapping[str, Any]],
+    missing_state: Callable[[Mapping[str, Any], Tensor], list[str]],
+    *,
+    host_decay: bool = False,
+) -> None:
+    """Raises ``RuntimeError`` for values that a CUDA graph under capture would freeze; otherwise it costs nothing.
+
+    Args:
+        owner: Name for messages.
+        groups: The groups of the step.
+        missing_state: Returns the state keys that a step would have to create for a parameter of a group.
+        host_decay: Whether the host computes a weight decay that is not amplified.
+    """
+    if not capturing():
+        return
+    for group in groups:
+        if not on_device(group):
+            raise RuntimeError(f"{owner}: captured in a CUDA graph without capturable=True at its construction")
+        if not isinstance(group["curvature"], str):
+            raise RuntimeError(f"{owner}: a step with an exact projector can't be captured in a CUDA graph")
+        lr, highest = group.get("lr"), group["ire_max_lr"]
+        for name, value in (("lr", lr), ("kappa", group["kappa"])):
+            if isinstance(value, Tensor) and value.device.type == "cpu" and group["ire_step"].device.type != "cpu":
+                raise RuntimeError(
+                    f"{owner}: {name} is a tensor in host memory, which a CUDA graph can't follow; put it on "
+                    f"{group['ire_step'].device}"
+                )
+        if group["kappa_follows_lr"] and isinstance(lr, Tensor) and not isinstance(highest, Tensor):
+            raise RuntimeError(f"{owner}: the learning rate has become a tensor; take one step before the capture")
+        if host_decay and isinstance(lr, Tensor) and not group["amplify_weight_decay"] and group.get("weight_decay", 0):
+            raise RuntimeError(f"{owner}: amplify_weight_decay=False reads a tensor learning rate on the host")
+        for param in group["params"]:
+            missing = missing_state(group, param) if param.grad is not None else []
+            if missing:
+                raise RuntimeError(
+                    f"{owner}: a parameter has no {', '.join(missing)} yet, and a CUDA graph would create it in every "
+                    "replay; take one step before the capture"
+                )
+
+
+# -- torch.compile ---------------------------------------------------------------------------------------------------
+
+
 def is_traceable(groups: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a compiler can take the step into its graph.
 
     The groups are capturable, none has a projector, a sharded parameter or ``skip_nonfinite``, and the operators are
-    native: compilers can't make a functional program of the reference.
+    native: compilers cannot functionalize the reference.
     """
     return _native.module is not None and all(
         on_device(group)
@@ -45,14 +98,8 @@ def is_traceable(groups: Iterable[Mapping[str, Any]]) -> bool:
     )
 
 
-def group_state_keys(optimizer: IREOptimizer, group: Mapping[str, Any]) -> list[str]:
-    """The state that any parameter of a group needs."""
-    dtypes = {param.dtype: param for param in group["params"]}
-    return list(dict.fromkeys(key for param in dtypes.values() for key in optimizer._state_keys(group, param)))
-
-
 def outside_graph(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function that a compiler is not to look into."""
+    """Calls a function outside the graph."""
     torch._dynamo.graph_break(
         msg="torch_ire: only a capturable optimizer steps in a graph, with native operators and without a projector, "
         "sharded parameters or draws on the host"
@@ -65,6 +112,12 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+def _keys_of(optimizer: IREOptimizer, group: Mapping[str, Any]) -> list[str]:
+    """The state that any parameter of a group needs."""
+    dtypes = dict.fromkeys(param.dtype for param in group["params"])
+    return list(dict.fromkeys(key for dtype in dtypes for key in state_keys(optimizer._rule(group), group, dtype)))
+
+
 def fill_lists(
     optimizer: IREOptimizer,
     group: dict[str, Any],
@@ -74,80 +127,85 @@ def fill_lists(
     backups: list[Tensor],
     *state: list[Tensor],
 ) -> None:
-    """Fills the lists of a step, with the state made where it is missing; plain Python that runs while Dynamo traces.
+    """Fills the lists of a step and creates missing state; plain Python that runs while Dynamo traces.
 
     Args:
         optimizer: Of the group.
         group: An element of ``param_groups``.
         params: Gets the parameters with a gradient.
         grads: Gets the gradients.
-        places: Gets the position of each in the optimizer, and whether its gradient lies in memory as it does.
-        backups: Gets the memory of the backups, where the optimizer perturbs.
-        *state: Get the state by key, in the order of :func:`group_state_keys`; anything where a dtype has none.
+        places: Gets the position of each in the optimizer, and whether its gradient has its strides.
+        backups: Gets the memory of the backups, if the optimizer perturbs.
+        *state: Get the state by key, in the order of :func:`_keys_of`; the parameter if its dtype lacks the key.
     """
-    keys = group_state_keys(optimizer, group)
-    first = optimizer.first_index
+    first = 0
     for other in optimizer.param_groups:
         if other is group:
             break
         first += len(other["params"])
-    for index, param in enumerate(group["params"], first):
-        grad = dense_gradient(param, type(optimizer).__name__)
-        if grad is None:
-            continue
-        entry = optimizer.state[param]
-        optimizer._rule(group).prepare(group, param, entry)
-        ensure_mask(group, param, entry)
-        params.append(param)
-        grads.append(grad)
-        layout = param if is_dense(param) else torch.empty_like(param)
-        places.append((index, grad.stride() == layout.stride()))
-        backup = optimizer._backup_of(param)
-        if backup is not None:
-            backups.append(backup)
-        for key, column in zip(keys, state, strict=True):
-            column.append(entry.get(key, param))
+    owner, rule = type(optimizer).__name__, optimizer._rule(group)
+    for lists in plan_group(owner, group, enumerate(group["params"], first), optimizer.state, rule):
+        for index, param, entry in zip(lists.indices, lists.params_of_group, lists.entries, strict=True):
+            params.append(param)
+            grads.append(param.grad)  # type: ignore[arg-type]
+            layout = param if is_dense(param) else torch.empty_like(param)
+            places.append((index, param.grad.stride() == layout.stride()))  # type: ignore[union-attr]
+            backup = optimizer._backup_of(param)
+            if backup is not None:
+                backups.append(backup)
+            for key, column in zip(_keys_of(optimizer, group), state, strict=True):
+                column.append(entry.get(key, param))
 
 
-def batches_in_graph(optimizer: IREOptimizer, group: dict[str, Any], restored: bool) -> Iterator[Batch]:
-    """The parameters of a group with a gradient, by device and dtype, under a compiler.
+def _lists_in_graph(optimizer: IREOptimizer, group: dict[str, Any], restored: bool) -> Iterator[TensorLists]:
+    """The lists of a group, by device and dtype, under a compiler.
 
     Args:
         optimizer: Of the group.
-        group: An element of ``param_groups``, as indexed there: Dynamo knows it by its place.
+        group: Must be ``param_groups[i]``, so that Dynamo can guard it.
         restored: Whether the step starts from the backups of a perturbation.
     """
-    keys = group_state_keys(optimizer, group)
+    keys = _keys_of(optimizer, group)
     params: list[Tensor] = []
     grads: list[Tensor] = []
     places: list[tuple[int, bool]] = []
     backups: list[Tensor] = []
     tensors: list[list[Tensor]] = [[] for _ in keys]
     optimizer._init_group(group, params, grads, places, backups, *tensors)
-    batches: dict[tuple[torch.device, torch.dtype], Batch] = {}
+    found: dict[tuple[torch.device, torch.dtype], TensorLists] = {}
     for i, param in enumerate(params):
-        key = (param.device, param.dtype)
-        if key not in batches:
-            batches[key] = Batch(group)
-        state = {name: column[i] for name, column in zip(keys, tensors, strict=True)}
-        index, laid_out = places[i]
-        batches[key].add(index, param, grads[i], state, laid_out)
+        kind = (param.device, param.dtype)
+        if kind not in found:
+            found[kind] = TensorLists(group)
+            found[kind].columns = {key: [] for key in keys}
+        lists = found[kind]
+        index, same_strides = places[i]
+        dense = param
+        if not is_dense(param):
+            dense = torch.empty_like(param).copy_(param)
+            lists.copies.append((param, dense))
+        lists.params_of_group.append(param)
+        lists.params.append(dense)
+        lists.grads.append(grads[i] if same_strides else torch.empty_like(dense).copy_(grads[i]))
+        lists.indices.append(index)
         if restored:
-            batches[key].restore_from.append(backups[i])
-    yield from batches.values()
+            lists.restore_from.append(backups[i])
+        for key, column in zip(keys, tensors, strict=True):
+            lists.columns[key].append(column[i])
+    yield from found.values()
 
 
 def step_in_graph(optimizer: IREOptimizer, found_inf: Tensor | None, restored: bool) -> None:
     """One step under a compiler; the same operators with the same arguments as the ordinary one."""
     for group in optimizer.param_groups:
-        note_learning_rate(group)
-        for batch in batches_in_graph(optimizer, group, restored):
-            optimizer._step_batch(batch, found_inf)
+        track_max_lr(group)
+        for lists in _lists_in_graph(optimizer, group, restored):
+            optimizer._call(lists, found_inf)()
     advance(optimizer.param_groups)
 
 
 def norm_over(calls: Sequence[tuple[ModuleType, list[Tensor], list[Tensor]]]) -> Tensor:
-    """One norm over several lists of tensors, each with the operators to use and its weights; on one device."""
+    """One norm over several lists of tensors, each with its operators and weights; on one device."""
     norms: list[Tensor] = [functions.global_norm(tensors, weights) for functions, tensors, weights in calls]
     if len(norms) == 1:
         return norms[0]
@@ -156,7 +214,7 @@ def norm_over(calls: Sequence[tuple[ModuleType, list[Tensor], list[Tensor]]]) ->
 
 
 def is_traceable_perturbation(groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the passes of SAM can be traced: along gradients, which all trainable parameters have."""
+    """Whether a compiler can trace the passes of SAM: along gradients, which all trainable parameters have."""
     return is_traceable(groups) and all(
         group["perturbation"] == "gradient" and all((p.grad is not None) == p.requires_grad for p in group["params"])
         for group in groups
@@ -165,32 +223,33 @@ def is_traceable_perturbation(groups: Sequence[Mapping[str, Any]]) -> bool:
 
 def perturb_in_graph(optimizer: SAMIRE) -> None:
     """The first pass of SAM under a compiler."""
-    batches = [batch for group in optimizer.param_groups for batch in batches_in_graph(optimizer, group, True)]
+    found = [lists for group in optimizer.param_groups for lists in _lists_in_graph(optimizer, group, True)]
     calls: dict[Any, tuple[ModuleType, list[Tensor], list[Tensor]]] = {}
-    for batch in batches:
-        group, param = batch.group, batch.params[0]
+    for lists in found:
+        group, param = lists.group, lists.params[0]
         key = (param.device, param.dtype, group["adaptive"], group["implementation"])
         _, tensors, weights = calls.setdefault(key, (functions_of(group), [], []))
-        tensors += batch.grads
-        weights += batch.params if group["adaptive"] else []
+        tensors += lists.grads
+        weights += lists.params if group["adaptive"] else []
     norm = norm_over(list(calls.values()))
-    for batch in batches:
-        group, param = batch.group, batch.params[0]
+    for lists in found:
+        group, param = lists.group, lists.params[0]
         functions_of(group).sam_perturb_(
-            batch.params,
-            batch.grads,
-            batch.restore_from,
+            lists.params,
+            lists.grads,
+            lists.restore_from,
             norm.to(param.device, opmath_dtype(param.dtype)),
             rho=group["rho"],
             adaptive=group["adaptive"],
         )
-        batch.write_back()
-    optimizer._pass_in_graph.update(moved=True, norm=norm)
+        lists.finish()
+    optimizer._perturbation.in_graph.update(moved=True, norm=norm)
 
 
 def return_in_graph(optimizer: SAMIRE, found_inf: Tensor | None) -> None:
-    """The second pass of SAM under a compiler: back, and the step from there."""
+    """The second pass of SAM under a compiler: back to theta, and the step from there."""
+    in_graph = optimizer._perturbation.in_graph
     if found_inf is not None:
-        found_inf = torch.maximum(found_inf, (~optimizer._pass_in_graph["norm"].isfinite()).to(found_inf))
+        found_inf = torch.maximum(found_inf, (~in_graph["norm"].isfinite()).to(found_inf))
     step_in_graph(optimizer, found_inf, restored=True)
-    optimizer._pass_in_graph.update(moved=False, norm=None)
+    in_graph.update(moved=False, norm=None)

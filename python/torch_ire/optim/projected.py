@@ -1,92 +1,121 @@
-"""IRE with an exact projector in place of a mask: theta <- theta + kappa P (theta - previous) after the base step."""
+"""IRE with an exact projector instead of a mask: theta <- theta + kappa P (theta - previous) after the base step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from torch_ire.optim.arguments import Projector, enhancement, is_due, unamplified_decay
-from torch_ire.optim.device_schedule import note_refresh, step_number
+from torch_ire.optim.arguments import Projector
+from torch_ire.optim.schedule import Group, enhancement, is_due, note_refresh, step_number, unamplified_decay
 
 
 def projector_of(group: Mapping[str, Any]) -> Projector | None:
-    """The projector of a group, or ``None`` where its curvature is one of the names."""
+    """The projector of a group, or ``None`` if its curvature is one of the names."""
     curvature = group["curvature"]
     return None if isinstance(curvature, str) else curvature
 
 
-def refresh_projectors(groups: Iterable[dict[str, Any]]) -> None:
-    """Refreshes every projector that is due, once, if it knows where to take products from."""
+def refresh_projectors(owner: str, groups: Iterable[Group], failed: set[int]) -> None:
+    """Refreshes every projector that is due once, if it knows an operator.
+
+    A refresh that fails does not end the run: it warns, the projector keeps its last basis, and the next due step tries
+    again.
+
+    Args:
+        owner: Name for messages.
+        groups: The groups of the optimizer.
+        failed: ids of the projectors whose last refresh failed, which have warned; updated.
+    """
     refreshed: list[Projector] = []
     for group in groups:
         projector = projector_of(group)
         if projector is None or not is_due(group):
             continue
         if getattr(projector, "refreshable", True) and not any(projector is other for other in refreshed):
-            projector.refresh()
             refreshed.append(projector)
+            try:
+                projector.refresh()
+                failed.discard(id(projector))
+            except Exception as error:
+                if id(projector) not in failed:
+                    warnings.warn(
+                        f"{owner}: a projector could not be refreshed and keeps its last basis: {error}",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                failed.add(id(projector))
         note_refresh(group, step_number(group))
 
 
-def projected_parameters(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
-    """The parameters whose displacement a projector will amplify in the coming step."""
+def projected_parameters(groups: Iterable[Mapping[str, Any]], stepping: Callable[[Tensor], bool]) -> list[Tensor]:
+    """The parameters that take the coming step and whose displacement a projector amplifies."""
     return [
         param
         for group in groups
         if projector_of(group) is not None and step_number(group) >= group["warmup_steps"]
         for param in group["params"]
+        if stepping(param)
     ]
 
 
-def amplify_projected(
-    owner: str, groups: Iterable[dict[str, Any]], previous: Mapping[Tensor, Tensor], found_inf: Tensor | None
-) -> None:
-    """Adds kappa P Delta for every projector of the groups.
+def projections(owner: str, groups: Iterable[Group], params: Iterable[Tensor]) -> list[tuple[Projector, dict[str, Any]]]:
+    """Every projector of a step with the arguments of its ``amplify_``, without the positions that the step changes.
 
     Args:
         owner: Name for messages.
-        groups: The groups of the optimizer that stepped.
-        previous: The parameters that may have moved, with where the step started.
-        found_inf: Where it is not 0, there was no step.
+        groups: The groups of the optimizer.
+        params: The parameters that take part.
 
     Raises:
-        RuntimeError: The groups of one projector disagree on kappa or on what of the weight decay is amplified.
+        RuntimeError: The groups of one projector disagree on kappa or on the decay that is not amplified.
     """
-    calls: dict[int, tuple[Projector, set[tuple[float, float]], list[Tensor]]] = {}
+    taking_part = {id(param) for param in params}
+    calls: dict[int, tuple[Projector, dict[str, Any]]] = {}
     for group in groups:
         projector = projector_of(group)
-        decay = unamplified_decay(group)
-        # without a gradient there was no decay to be left out
-        params = [p for p in group["params"] if p in previous and (p.grad is not None or not decay)]
-        if projector is None or not params:
+        members = [param for param in group["params"] if id(param) in taking_part]
+        if projector is None or not members:
             continue
-        _, scalars, members = calls.setdefault(id(projector), (projector, set(), []))
-        scalars.add((float(enhancement(group)), decay))
-        members += params
-    if calls and found_inf is not None and bool(found_inf):
-        return
-    for projector, scalars, members in calls.values():
-        if len(scalars) > 1:
-            raise RuntimeError(f"{owner}: the groups of one projector need one kappa, learning rate and decay")
-        ((kappa, decay),) = scalars
-        extra = {"decay": decay} if decay else {}
-        projector.amplify_(members, [previous[param] for param in members], kappa, **extra)
+        scalars = {"kappa": float(enhancement(group)), "decay": unamplified_decay(group)}
+        _, call = calls.setdefault(id(projector), (projector, {**scalars, "params": []}))
+        if any(call[name] != value for name, value in scalars.items()):
+            raise RuntimeError(f"{owner}: the groups of one projector need one kappa, learning rate and weight decay")
+        call["params"] += members
+    return list(calls.values())
+
+
+def amplify_projected(calls: Iterable[tuple[Projector, dict[str, Any]]], previous: Mapping[Tensor, Tensor]) -> None:
+    """Adds kappa P Delta for every projector.
+
+    Args:
+        calls: As :func:`projections` returns them.
+        previous: The parameters before the step.
+    """
+    for projector, call in calls:
+        params, kappa, decay = call["params"], call["kappa"], call["decay"]
+        extra = {"decay": decay} if decay else {}  # a Projector need not know the argument
+        projector.amplify_(params, [previous[param] for param in params], kappa, **extra)
 
 
 def without_projectors(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state dict holds tensors and plain values: a projector is named in it, and stays with the one who made it."""
+    """A state dict whose groups name their projector: the object stays with the optimizer."""
     groups = [
-        group if isinstance(group.get("curvature", ""), str) else {**group, "curvature": "projector"}
+        {**group, **{key: "projector" for key in ("curvature", "ire_curvature") if _is_projector(group.get(key, ""))}}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
 
 
-def with_curvatures(groups: Sequence[dict[str, Any]], curvatures: Sequence[Any]) -> list[dict[str, Any]]:
-    """Loaded groups that name a projector, with what the groups that they replace have as their curvature."""
+def _is_projector(curvature: Any) -> bool:
+    return not isinstance(curvature, str)
+
+
+def with_curvatures(groups: Sequence[Mapping[str, Any]], curvatures: Sequence[Any]) -> list[dict[str, Any]]:
+    """Loaded groups that name a projector, with the curvature of the groups that they replace."""
     return [
-        {**group, "curvature": curvature} if group["curvature"] == "projector" else group
+        {**group, "curvature": curvature} if group["curvature"] == "projector" else dict(group)
         for group, curvature in zip(groups, curvatures, strict=True)
     ]

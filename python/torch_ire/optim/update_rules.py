@@ -1,41 +1,48 @@
-"""The base optimizers as data: arguments, state and the one operator that makes the step."""
+"""The base optimizers as data: arguments, state, and the one operator that makes the step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from torch_ire import ops, reference
-from torch_ire.optim.batches import Batch
-from torch_ire.optim.rounding import kept_keys, kept_lists, prepare_kept
-from torch_ire.optim.sharding import local_part, wrapped_like
+from torch_ire.layouts import opmath_dtype
+from torch_ire.optim.schedule import on_device
+from torch_ire.sharding import local_part, local_part_like
+from torch_ire.summary import Direction
+
+if TYPE_CHECKING:
+    from torch_ire.optim.tensor_lists import TensorLists
+
+# ``rounding`` -> the state tensor that it keeps per bfloat16 or float16 parameter. Full-precision parameters lose no
+# bits, so nothing is kept for them.
+_ROUNDING_STATE = {"kahan": "compensation", "master": "master_param"}
+ROUNDING_STATE_KEYS = tuple(_ROUNDING_STATE.values())
 
 
 def functions_of(group: Mapping[str, Any]) -> ModuleType:
-    """The operators that a group asks for; :mod:`torch_ire.ops` falls back to the reference by itself."""
+    """The operators of a group; :mod:`torch_ire.ops` falls back to the reference itself."""
     return reference if group.get("implementation") == "reference" else ops
 
 
-def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of moments and curvature: float64 for float64 parameters, float32 for all others."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def rounding_state_keys(group: Mapping[str, Any], dtype: torch.dtype) -> tuple[str, ...]:
+    """The state tensor that a group keeps beside parameters of a dtype, if any."""
+    key = _ROUNDING_STATE.get(group["rounding"])
+    return (key,) if key is not None and dtype in (torch.bfloat16, torch.float16) else ()
 
 
-def zeros_for(param: Tensor) -> Tensor:
-    """A moment of zeros in the layout of the parameter, and in its shards."""
-    part = local_part(param)
-    zeros = torch.zeros_like(part, dtype=opmath_dtype(param.dtype), memory_format=torch.preserve_format)
-    return wrapped_like(zeros, param)
-
-
-def new_step(param: Tensor) -> Tensor:
-    """A step counter; a tensor on the device, so that a captured graph can advance it."""
-    return torch.zeros((), dtype=torch.float32, device=param.device)
+def state_dtype(key: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a state tensor beside parameters of ``dtype``; "flat_mask" is packed bits."""
+    if key == "flat_mask":
+        return torch.uint8
+    if key in ("step", "master_param", "hessian_diag_updates"):
+        return torch.float32
+    return dtype if key == "compensation" else opmath_dtype(dtype)
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,22 @@ class UpdateRule:
     # arguments beyond lr, weight_decay and maximize
     defaults: Mapping[str, Any]
     check: Callable[[Mapping[str, Any]], None]
-    # state tensors in the parameter's shape and opmath dtype; `step`, `flat_mask` and what rounding keeps come on top
+    # state tensors in the parameter's shape and opmath dtype; `step`, `flat_mask` and the rounding state come on top
     moment_keys: tuple[str, ...]
-    # the state that a step of this group needs of parameters of a dtype
+    # the state that a step of this group needs per parameter of a dtype
     state_keys: Callable[[Mapping[str, Any], torch.dtype], tuple[str, ...]]
-    # brings the state of a parameter up to what a step of this group needs
-    prepare: Callable[[Mapping[str, Any], Tensor, dict[str, Any]], None]
-    step: Callable[[ModuleType, Batch, list[Tensor], Mapping[str, Any]], None]
+    step: Callable[[ModuleType, TensorLists, Mapping[str, Any]], None]
+    direction: Callable[[Mapping[str, Any], Tensor, Tensor | None, Mapping[str, Any]], Direction | None]
+
+
+def state_keys(rule: UpdateRule, group: Mapping[str, Any], dtype: torch.dtype) -> tuple[str, ...]:
+    """The state that a step of a group needs per parameter; the step of a capturable group creates no mask."""
+    mask = ("flat_mask",) * (on_device(group) and isinstance(group["curvature"], str))
+    return (*rule.state_keys(group, dtype), *mask)
 
 
 def check_base_arguments(group: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` in the words of ``torch.optim`` for what both base optimizers take."""
+    """Raises ``ValueError`` in the words of ``torch.optim`` for the arguments that all base optimizers share."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
@@ -66,44 +78,83 @@ def check_base_arguments(group: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
 
 
+def kept_lists(lists: TensorLists) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """``compensations`` and ``master_params`` of a step; at least one of them is empty."""
+    kept = rounding_state_keys(lists.group, lists.dtype)
+    compensations, masters = (lists.column(key) if key in kept else [] for key in ROUNDING_STATE_KEYS)
+    return compensations, masters
+
+
+def present_direction(
+    rule: UpdateRule, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]
+) -> Direction | None:
+    """The direction of the base optimizer's displacement in its present state; ``None`` if it is not known.
+
+    It is the local part of a sharded parameter; ``state`` holds local parts.
+    """
+    grad = None if param.grad is None else local_part_like(param.grad, param)
+    return rule.direction(group, local_part(param).detach(), grad, state)
+
+
+# -- AdamW -----------------------------------------------------------------------------------------------------------
+
+
 def _check_adamw(group: Mapping[str, Any]) -> None:
     if not group["eps"] >= 0.0:
         raise ValueError(f"Invalid epsilon value: {group['eps']}")
-    for i, beta in enumerate(group["betas"]):
+    betas = group["betas"]
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"Invalid betas value: {betas} (expected two numbers)")
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
     if group.get("amsgrad"):
         raise ValueError("amsgrad is not supported: its running maximum has no counterpart in IRE")
+    if group.get("decoupled_weight_decay") is False and group["weight_decay"] != 0:
+        raise ValueError(
+            "decoupled_weight_decay=False is torch.optim.Adam's L2 penalty; AdamW decouples the weight decay"
+        )
 
 
-def _prepare_adamw(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
-    if "exp_avg" not in state:
-        state["step"] = new_step(param)
-        state["exp_avg"] = zeros_for(param)
-        state["exp_avg_sq"] = zeros_for(param)
-    prepare_kept(group, param, state)
-
-
-def _step_adamw(functions: ModuleType, batch: Batch, flat_masks: list[Tensor], scalars: Mapping[str, Any]) -> None:
-    group = batch.group
+def _step_adamw(functions: ModuleType, lists: TensorLists, scalars: Mapping[str, Any]) -> None:
+    group = lists.group
     beta1, beta2 = group["betas"]
     functions.fused_adamw_flat_(
-        batch.params,
-        batch.grads,
-        batch.moments("exp_avg"),
-        batch.moments("exp_avg_sq"),
-        [state["step"] for state in batch.states],
-        flat_masks,
-        batch.restore_from,
-        *kept_lists(batch),
+        lists.params,
+        lists.grads,
+        lists.column("exp_avg"),
+        lists.column("exp_avg_sq"),
+        lists.column("step"),
+        lists.flat_masks(),
+        lists.restore_from,
+        *kept_lists(lists),
         beta1=float(beta1),
         beta2=float(beta2),
         eps=group["eps"],
         weight_decay=group["weight_decay"],
         amplify_weight_decay=group["amplify_weight_decay"],
         maximize=group["maximize"],
+        packed=lists.is_packed,
         **scalars,
     )
+    lists.finish()
+
+
+def _direction_adamw(
+    group: Mapping[str, Any], theta: Tensor, grad: Tensor | None, state: Mapping[str, Any]
+) -> Direction | None:
+    if "exp_avg" not in state:
+        return None
+    t = max(float(state["step"]), 1.0)
+    beta1, beta2 = group["betas"]
+    denominator: Tensor = (state["exp_avg_sq"] / (1 - beta2**t)).sqrt() + group["eps"]
+    adaptive: Tensor = state["exp_avg"] / (denominator * (1 - beta1**t))
+    decay = group["weight_decay"] * theta
+    return (adaptive + decay, 0.0) if group["amplify_weight_decay"] else (adaptive, decay)
 
 
 ADAMW = UpdateRule(
@@ -111,10 +162,13 @@ ADAMW = UpdateRule(
     defaults={"betas": (0.9, 0.999), "eps": 1e-8},
     check=_check_adamw,
     moment_keys=("exp_avg", "exp_avg_sq"),
-    state_keys=lambda group, dtype: ("step", "exp_avg", "exp_avg_sq", *kept_keys(group, dtype)),
-    prepare=_prepare_adamw,
+    state_keys=lambda group, dtype: ("step", "exp_avg", "exp_avg_sq", *rounding_state_keys(group, dtype)),
     step=_step_adamw,
+    direction=_direction_adamw,
 )
+
+
+# -- SGD -------------------------------------------------------------------------------------------------------------
 
 
 def _check_sgd(group: Mapping[str, Any]) -> None:
@@ -132,37 +186,41 @@ def _check_sgd(group: Mapping[str, Any]) -> None:
 
 
 def _counts_steps(group: Mapping[str, Any]) -> bool:
-    # torch.optim.SGD keeps no step; ours does where the update depends on it
+    # torch.optim.SGD keeps no step; ours does if the update depends on it
     return bool((group["momentum"] != 0 and group["dampening"] != 0) or group["rounding"] == "stochastic")
 
 
-def _prepare_sgd(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
-    if _counts_steps(group) and "step" not in state:
-        state["step"] = new_step(param)
-        if "momentum_buffer" in state:  # from an optimizer that did not count: not the first step
-            state["step"] += 1
-    if group["momentum"] != 0 and "momentum_buffer" not in state:
-        state["momentum_buffer"] = zeros_for(param)
-    prepare_kept(group, param, state)
-
-
-def _step_sgd(functions: ModuleType, batch: Batch, flat_masks: list[Tensor], scalars: Mapping[str, Any]) -> None:
-    group = batch.group
+def _step_sgd(functions: ModuleType, lists: TensorLists, scalars: Mapping[str, Any]) -> None:
+    group = lists.group
     functions.fused_sgd_flat_(
-        batch.params,
-        batch.grads,
-        batch.moments("momentum_buffer") if group["momentum"] != 0 else [],
-        [state["step"] for state in batch.states] if _counts_steps(group) else [],
-        flat_masks,
-        batch.restore_from,
-        *kept_lists(batch),
+        lists.params,
+        lists.grads,
+        lists.column("momentum_buffer") if group["momentum"] != 0 else [],
+        lists.column("step") if _counts_steps(group) else [],
+        lists.flat_masks(),
+        lists.restore_from,
+        *kept_lists(lists),
         momentum=group["momentum"],
         dampening=group["dampening"],
         weight_decay=group["weight_decay"],
         nesterov=group["nesterov"],
         maximize=group["maximize"],
+        packed=lists.is_packed,
         **scalars,
     )
+    lists.finish()
+
+
+def _direction_sgd(
+    group: Mapping[str, Any], theta: Tensor, grad: Tensor | None, state: Mapping[str, Any]
+) -> Direction | None:
+    buffer = state.get("momentum_buffer") if group["momentum"] != 0 else None
+    if buffer is not None and (grad is None or not group["nesterov"]):
+        return buffer, 0.0
+    if grad is None:
+        return None
+    gradient = (-grad if group["maximize"] else grad) + group["weight_decay"] * theta
+    return (gradient if buffer is None else gradient + group["momentum"] * buffer), 0.0
 
 
 SGD = UpdateRule(
@@ -171,10 +229,12 @@ SGD = UpdateRule(
     check=_check_sgd,
     moment_keys=("momentum_buffer",),
     state_keys=lambda group, dtype: (
-        ("step",) * _counts_steps(group) + ("momentum_buffer",) * (group["momentum"] != 0) + kept_keys(group, dtype)
+        ("step",) * _counts_steps(group)
+        + ("momentum_buffer",) * (group["momentum"] != 0)
+        + rounding_state_keys(group, dtype)
     ),
-    prepare=_prepare_sgd,
     step=_step_sgd,
+    direction=_direction_sgd,
 )
 
 RULES = {rule.name: rule for rule in (ADAMW, SGD)}

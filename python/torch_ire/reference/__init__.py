@@ -1,7 +1,8 @@
 """Every operator in plain torch: slow, obvious, on any device and in float64 too.
 
-Names and semantics are those of :mod:`torch_ire.ops`, whose docstrings hold for both. Nothing is checked beyond what
-torch itself checks.
+Each module documents its operator for :mod:`torch_ire.ops` as well, whose functions have the same signatures and check
+their arguments; these check nothing beyond what torch itself checks. A module whose operator returns something has a
+function ``meta``, which makes the result without its value.
 """
 
 from torch_ire.reference.displacement_flat import displacement_flat_

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_ire.counter_rng import mix64, uniform_open
 from torch_ire.packed_mask import memory_order, pack, unpack
+from torch_ire.packed_state import packed_views
 
 __all__ = [
     "flat_bits",
@@ -25,6 +26,7 @@ __all__ = [
     "round_stochastic",
     "scalar",
     "score_of",
+    "segments",
     "step_key",
     "store_param",
     "uniform_open",
@@ -58,6 +60,11 @@ def score_of(tensor: Tensor, score: str) -> Tensor:
 def flat_bits(flat_masks: Sequence[Tensor], i: int, like: Tensor) -> Tensor:
     """The i-th mask unpacked; no mask at all means that nothing is flat."""
     return unpack(flat_masks[i], like) if flat_masks else torch.zeros_like(like, dtype=torch.bool)
+
+
+def segments(packed: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
+    """A list that holds one packed tensor, or nothing, as one tensor per parameter, or nothing."""
+    return packed_views(packed[0], params) if packed else ()
 
 
 def step_key(tensor_key: int, step: int) -> int:

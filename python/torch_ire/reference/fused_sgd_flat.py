@@ -1,4 +1,4 @@
-"""IRE on SGD, one tensor at a time in plain torch."""
+"""IRE on SGD over a list of tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from torch_ire.reference.arithmetic import flat_bits, load_param, opmath, scalar, store_param
+from torch_ire.packed_state import packed_mask_views
+from torch_ire.reference.arithmetic import flat_bits, load_param, opmath, scalar, segments, store_param
 
 
 def fused_sgd_flat_(
@@ -31,8 +32,83 @@ def fused_sgd_flat_(
     lr_tensor: Tensor | None = None,
     kappa_tensor: Tensor | None = None,
     rounding_keys: Sequence[int] = (),
+    packed: bool = False,
 ) -> None:
-    """See :func:`torch_ire.ops.fused_sgd_flat_`, which this mirrors."""
+    r"""One SGD step, amplified by ``1 + kappa`` on the flat coordinates.
+
+    .. math::
+        u = g + \lambda \theta, \qquad b \leftarrow \mu b + (1 - d) u, \qquad
+        \theta \leftarrow \theta - (1 + \kappa n) \eta \, (u + \mu b \text{ with Nesterov, else } b)
+
+    In the first step :math:`b \leftarrow u`, as in ``torch.optim.SGD``; without momentum :math:`b = u`.
+
+    Args:
+        params: Tensors to update in place; float32, float64, bfloat16 or float16, dense (any dense strides), one dtype
+            and device.
+        grads: Gradients; dtype, shape and strides of the parameters. Read only.
+        momentum_buffers: Momenta, updated in place, zero before the first step; float64 for float64 parameters, else
+            float32. Empty where ``momentum`` is 0.
+        state_steps: One float32 number a tensor, the steps taken so far; advanced by one. Needed with dampening (0
+            marks the first step) and with ``rounding_keys``, else it may be empty.
+        flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in
+            memory order. Empty: nothing is flat.
+        restore_from: Where the step starts instead of at the parameters (the backup of a SAM step). Empty: at the
+            parameters.
+        compensations: What rounding has taken from bfloat16 or float16 parameters, in their dtype, zero before the
+            first step: the step starts at the float32 sum and leaves its rest here. Updated in place. Empty: rounding
+            is final.
+        master_params: float32 copies of bfloat16 or float16 parameters, from which the step starts and to which it
+            goes; the parameters become their rounding. Updated in place. Empty: there are none.
+        lr: Learning rate.
+        momentum: Momentum factor.
+        dampening: Dampening of the momentum.
+        weight_decay: L2 penalty; part of the gradient, hence amplified on flat coordinates.
+        nesterov: Nesterov momentum; needs a momentum and zero dampening.
+        kappa: Enhancement of the flat coordinates, 0 for plain SGD.
+        maximize: Ascend instead of descend.
+        grad_scale: One number by which gradients are divided first (the loss scale of AMP).
+        found_inf: One number; where it is not 0, nothing changes but what ``restore_from`` restores.
+        lr_tensor: One number on the device that replaces ``lr``.
+        kappa_tensor: One number on the device that replaces ``kappa``.
+        rounding_keys: One integer a tensor: results are rounded to bfloat16 stochastically with random numbers that
+            depend on key, step and element alone. Empty: to nearest.
+        packed: Whether each list of state (all but ``params``, ``grads`` and ``restore_from``) that is not empty holds
+            one tensor for all parameters instead of one per parameter: a segment per parameter, as
+            :mod:`torch_ire.packed_state` lays them out, and for ``state_steps`` one number per parameter without
+            padding.
+
+    A parameter that is no longer the rounding of its sum or of its copy has been written by somebody else since the
+    last step: the step starts at the parameter then, coordinate by coordinate.
+
+    Raises:
+        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
+            changed then.
+
+    Cost: 20 + 1/8 bytes a float32 coordinate with momentum, 12 + 1/8 without, 4 more with ``restore_from``; 14 + 1/8
+    and 6 + 1/8 for a bfloat16 or float16 one, 4 more with ``compensations``, 8 with ``master_params``; no workspace.
+    Determinism: elementwise, the same bits run to run and for any number of threads.
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import ops
+        >>> theta, g = torch.ones(2), torch.tensor([0.5, -0.5])
+        >>> first_is_flat = torch.tensor([0b01], dtype=torch.uint8)
+        >>> ops.fused_sgd_flat_(
+        ...     [theta], [g], flat_masks=[first_is_flat],
+        ...     lr=0.1, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, kappa=2.0,
+        ... )
+        >>> theta
+        tensor([0.8500, 1.0500])
+
+    References:
+        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
+        Algorithm 1.
+    """
+    if packed:
+        momentum_buffers = segments(momentum_buffers, params)
+        compensations, master_params = segments(compensations, params), segments(master_params, params)
+        flat_masks = packed_mask_views(flat_masks[0], params) if flat_masks else ()
+        state_steps = state_steps[0].unbind() if state_steps else ()
     skip = found_inf is not None and bool(found_inf)
     lr, kappa = scalar(lr_tensor, lr), scalar(kappa_tensor, kappa)
     grad_factor = (-1.0 if maximize else 1.0) / scalar(grad_scale, 1.0)

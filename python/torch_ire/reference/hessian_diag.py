@@ -1,4 +1,4 @@
-"""Running mean of the diagonal curvature estimate, one tensor at a time in plain torch."""
+"""The diagonal curvature estimate and its running mean."""
 
 from __future__ import annotations
 
@@ -18,7 +18,47 @@ def hessian_diag_(
     num_predictions: float = 1.0,
     grad_scale: Tensor | None = None,
 ) -> None:
-    """See :func:`torch_ire.ops.hessian_diag_`, which this mirrors."""
+    r"""Takes the estimate of one batch into the running mean of the diagonal curvature.
+
+    .. math::
+        h \leftarrow \beta h + (1 - \beta) \, B \, (g / s)^2
+
+    with :math:`g` the gradient of the mean loss over :math:`B` predictions whose labels the model drew itself, and
+    :math:`s` the loss scale. Where the estimate is not finite, :math:`h` stays as it was; where :math:`h` is not finite
+    (a fresh one is filled with NaN: no estimate yet), the estimate replaces it, so that the mean needs no bias
+    correction.
+
+    Args:
+        hessian_diags: Running means, updated in place; float64 for float64 gradients, else float32; shapes and strides
+            of the gradients.
+        grads: Gradients; float32, float64, bfloat16 or float16, dense (any dense strides), one dtype and device. Read
+            only.
+        beta: Weight of the past, in [0, 1]; 0 keeps the last estimate alone.
+        num_predictions: :math:`B`, the number of predictions in the batch; positive. It does not change a ranking.
+        grad_scale: One number by which gradients are divided first (the loss scale of AMP).
+
+    Raises:
+        RuntimeError: A number is out of its range, a list has the wrong length, or a tensor the wrong device, dtype,
+            shape or strides; nothing has been changed then.
+
+    Cost: 12 bytes a float32 coordinate; no workspace.
+    Determinism: elementwise, the same bits run to run; the square is taken in float32 (float64 for float64).
+
+    Example:
+        >>> import torch
+        >>> from torch_ire import ops
+        >>> h = torch.full((3,), torch.nan)
+        >>> ops.hessian_diag_([h], [torch.tensor([1.0, 2.0, torch.inf])], beta=0.5)
+        >>> ops.hessian_diag_([h], [torch.tensor([3.0, torch.nan, 1.0])], beta=0.5)
+        >>> h
+        tensor([5., 4., 1.])
+
+    References:
+        Wang et al., "Improving Generalization and Convergence by Enhancing Implicit Regularization", arXiv:2405.20763,
+            Eq. (6).
+        Liu et al., "Sophia: A Scalable Stochastic Second-order Optimizer", arXiv:2305.14342, the Gauss-Newton-Bartlett
+            estimator.
+    """
     # a scale of 0 leaves no finite estimate, as a division by it would
     scale = scalar(grad_scale, 1.0)
     grad_factor = 1.0 / scale if scale else float("inf")
