@@ -7,13 +7,16 @@ loaded first.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZED = "sanitize"
+BUILD_LIMIT = 1800.0  # seconds
 SANITIZER_FLAGS = {"plain": "OFF", SANITIZED: "ON"}
 
 
@@ -46,13 +50,23 @@ def build(which: str) -> Path:
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]  # fmt: skip
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        countdown = processes.Countdown(BUILD_LIMIT)
+        while not _is_acquired(lock):  # another process builds the same library
+            assert countdown.left() > 0, f"{lock.name} has been locked for more than {BUILD_LIMIT:g} s"
+            time.sleep(processes.POLL)
         for command in (
             configure,
             ["cmake", "--build", str(folder), "--parallel", "2", "--target", "torch_ire_emulated"],
         ):
-            processes.run(command, env={"PATH": search}, without=("LD_PRELOAD",), limit=1800.0)
+            processes.run(command, env={"PATH": search}, without=("LD_PRELOAD",), limit=BUILD_LIMIT)
     return folder / "tests" / "cuda_emulation" / "libtorch_ire_emulated.so"
+
+
+def _is_acquired(lock: TextIO) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 @functools.cache

@@ -264,10 +264,10 @@ def test_a_rank_without_labels_or_without_a_branch_takes_part(ranks, ignore):
 
 
 def drifted(device: torch.device, what: str) -> str:
-    torch_ire.default_label_generator.manual_seed(3).draw()
     model = replicated(device)
     named = list(model.module.named_parameters())
     optimizer = torch_ire.AdmIRE(named, lr=0.1, curvature="random")
+    optimizer.label_generator.manual_seed(3).draw()
     loss(model, *halves(0, dist.get_rank(), dist.get_world_size(), device)).backward()
     optimizer.step()
     optimizer.check_replicas()
@@ -288,10 +288,9 @@ def drifted(device: torch.device, what: str) -> str:
             elif what == "lr":
                 optimizer.param_groups[0]["lr"] = 0.2
             else:
-                torch_ire.default_label_generator.draw()
+                optimizer.label_generator.draw()
     with pytest.raises(RuntimeError) as error:
         optimizer.check_replicas()
-    torch_ire.default_label_generator.manual_seed(0)  # this process serves other tests
     return str(error.value)
 
 
@@ -304,7 +303,7 @@ def drifted(device: torch.device, what: str) -> str:
         ("flat_mask", "2.weight: flat_mask"),
         ("missing", "2.weight: flat_mask"),
         ("lr", "group 0: lr"),
-        ("labels", "default_label_generator: offset"),
+        ("labels", "label_generator: offset"),
     ],
 )
 def test_a_drift_is_named_on_every_rank(ranks, what, name):

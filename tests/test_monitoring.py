@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import torch_ire
-from optimizer_cases import loss_of, small_model, train
+from optimizer_cases import batch, loss_of, small_model, train
 from torch_ire.curvature import HessianOperator, SharpnessTracker
 
 
@@ -98,6 +98,12 @@ def test_everything_that_refreshes_masks_is_accepted():
     _, optimizer = trained()
     wrapper = types.SimpleNamespace(optimizer=types.SimpleNamespace(optimizer=optimizer))
     assert torch_ire.scalars(wrapper) == torch_ire.scalars(optimizer)
+    model = small_model()
+    in_backward = torch_ire.StepInBackward(model.named_parameters(), lambda named: torch_ire.AdmIRE(named, gamma=0.6))
+    torch_ire.refresh_mask(in_backward, model, batch(0))
+    loss_of(model, 0).backward()
+    assert torch_ire.scalars(in_backward)["ire/flat_share/2"] == pytest.approx(0.6, abs=0.4)
+    assert torch_ire.scalars(in_backward) == torch_ire.scalars(in_backward.optimizer)
     model = small_model()
     base = torch.optim.NAdam(model.named_parameters())
     handle = torch_ire.IRE(base, curvature="random")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_resume_draws_the_same_labels() -> None:
     for _ in range(3):
         sampled_cross_entropy(x, generator=generator)
     state = generator.state_dict()
-    assert state == {"seed": torch.initial_seed(), "offset": 3}
+    assert state == {"seed": torch_ire.default_label_generator.state_dict()["seed"], "offset": 3}
     expected = [sampled_cross_entropy(x, generator=generator) for _ in range(3)]
     for resumed in (LabelGenerator(), LabelGenerator(99)):
         resumed.load_state_dict(pickle.loads(pickle.dumps(state)))
@@ -155,20 +156,33 @@ def test_resume_draws_the_same_labels() -> None:
     assert repr(generator) == "LabelGenerator(seed=4, offset=0)"
 
 
-def test_a_checkpoint_restores_a_generator_only_before_its_first_use() -> None:
-    generator = LabelGenerator(seed=1)
-    assert generator.restore_if_unused(7, 5)
-    assert generator.state_dict() == {"seed": 7, "offset": 5}
-    assert not generator.restore_if_unused(8, 9)  # the position of a checkpoint counts as used
-    assert generator.state_dict() == {"seed": 7, "offset": 5}
-    generator.manual_seed(2)
-    assert generator.restore_if_unused(8, 9)
-    generator.manual_seed(2).draw()
-    assert not generator.restore_if_unused(7, 5)
-    assert generator.state_dict() == {"seed": 2, "offset": 1}
-    fresh = LabelGenerator()
-    assert not fresh.restore_if_unused(3, 0)  # nothing was drawn: torch's seed still decides
-    assert fresh.state_dict() == {"seed": torch.initial_seed(), "offset": 0}
+def test_a_lent_generator_serves_calls_without_one_until_it_is_taken_back() -> None:
+    """An optimizer lends its generator while its mask is due; other threads and explicit generators are not served."""
+    x = torch.randn(20, 50)
+    ours, theirs, default = LabelGenerator(1), LabelGenerator(2), torch_ire.default_label_generator
+    before = repr(default)
+    ours.lend()
+    sampled_cross_entropy(x)
+    sampled_cross_entropy(x, generator=theirs)
+    assert (ours.state_dict()["offset"], theirs.state_dict()["offset"], repr(default)) == (1, 1, before)
+    theirs.take_back()  # was not lent
+    theirs.lend()  # the one lent last serves
+    ours.take_back()
+    sampled_cross_entropy(x)
+    assert (ours.state_dict()["offset"], theirs.state_dict()["offset"], repr(default)) == (1, 2, before)
+    thread = threading.Thread(target=sampled_cross_entropy, args=(x,))
+    thread.start()
+    thread.join()
+    theirs.take_back()
+    assert (ours.state_dict()["offset"], theirs.state_dict()["offset"]) == (1, 2)
+    assert default.state_dict()["offset"] == int(before.partition("offset=")[2][:-1]) + 1
+
+
+def test_a_lent_generator_that_is_gone_serves_nobody() -> None:
+    LabelGenerator(1).lend()
+    offset = torch_ire.default_label_generator.state_dict()["offset"]
+    sampled_cross_entropy(torch.randn(4, 5))
+    assert torch_ire.default_label_generator.state_dict()["offset"] == offset + 1
 
 
 def test_an_invalid_position_is_refused_and_changes_nothing() -> None:
@@ -185,6 +199,13 @@ def test_the_rank_of_the_default_generator_holds_for_all_that_have_none(monkeypa
     monkeypatch.setattr(torch_ire.default_label_generator, "rank", 5)
     assert LabelGenerator(3).draw() == as_rank_5
     assert LabelGenerator(3, rank=0).draw() != as_rank_5
+
+
+def test_the_seed_is_that_of_the_default_generator_whose_own_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_ire.default_label_generator, "_seed", None)
+    assert LabelGenerator().state_dict()["seed"] == torch.initial_seed()
+    monkeypatch.setattr(torch_ire.default_label_generator, "_seed", 12)
+    assert LabelGenerator().state_dict()["seed"] == 12
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

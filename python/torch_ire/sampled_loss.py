@@ -143,9 +143,8 @@ def sampled_cross_entropy(
             to leave out: those that equal ``ignore_index``. ``None``: no position is left out.
         ignore_index: The target of positions to leave out.
         class_dim: The dimension of the classes; 1 for images of logits (B, C, H, W).
-        generator: Draws the labels; ``None``: that of the optimizer whose mask is being
-            refreshed, from ``mask_due()`` to ``update_mask()``, or else :data:`default_label_generator`. Each optimizer has one of its own,
-            ``opt.label_generator``, whose position is part of its ``state_dict``.
+        generator: Draws the labels; ``None``: from a true ``mask_due()`` to ``update_mask()`` that of the optimizer,
+            ``opt.label_generator``, whose position is part of its ``state_dict``; else :data:`default_label_generator`.
 
     Returns:
         The loss, shape (); float64 for float64 logits, else float32. If every position is ignored, or there is none,
