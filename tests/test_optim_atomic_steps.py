@@ -134,6 +134,7 @@ GRADIENTS = [
     Fault("sparse gradient", _gradient(lambda grad: grad.to_sparse())),
     Fault("data of another shape", _data(lambda data: torch.ones(3, 7))),
     Fault("data of another dtype", _data(lambda data: data.double())),
+    Fault("data that overlaps itself", _data(lambda data: torch.ones(1).expand(data.shape))),
 ]
 STATE = [
     Fault("parameter of another shape than its state", _parameter_and_gradient_of_another_shape),

@@ -49,17 +49,17 @@ def by_second_step(run: Run, number: int) -> Callable[[], Any]:
 
 
 def by_context(run: Run, number: int) -> Callable[[], Any]:
+    """The two passes without the step, which is a plain one then."""
     run.backward(number)
 
     def both_passes() -> None:
         with run.optimizer.perturbed():
             run.backward(number)
-        run.optimizer.step()
 
     return both_passes
 
 
-def by_scheme(run: Run, number: int) -> Callable[[], Any]:
+def by_step(run: Run, number: int) -> Callable[[], Any]:
     run.backward(number)
     return run.optimizer.step
 
@@ -109,14 +109,14 @@ def test_a_sam_step_interrupted_anywhere_can_return_to_theta(subject, way, after
 @pytest.mark.parametrize("subject", ATOMIC, ids=name_of)
 def test_each_group_steps_as_a_whole(subject, groups, after):
     """And state goes with its parameters: no moment is ahead of them or behind."""
-    complete = completed(subject, after, by_scheme, groups=groups)
+    complete = completed(subject, after, by_step, groups=groups)
     counted = Run(subject, groups=groups)
     counted.train(range(after))
-    for point in points_of(by_scheme(counted, after), f"{subject.name} {groups} {after}"):
+    for point in points_of(by_step(counted, after), f"{subject.name} {groups} {after}"):
         run, before = Run(subject, groups=groups), Run(subject, groups=groups)
         run.train(range(after))
         before.train(range(after))
-        place = interrupted_at(point, by_scheme(run, after))
+        place = interrupted_at(point, by_step(run, after))
         for ours, old, new in zip(*(r.optimizer.param_groups for r in (run, before, complete)), strict=True):
             is_new = equal(ours["params"], new["params"])
             assert is_new or equal(ours["params"], old["params"]), f"{place}: neither before nor after"
