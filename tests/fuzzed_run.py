@@ -431,4 +431,6 @@ def fuzz(rng: Random, name: str, oracle: Oracle) -> None:
     for _ in range(rng.randint(2, 6)):
         run.event()
         run.refresh()
+        if rng.random() < 0.3:
+            run.event()  # with a mask that no step has used so far
         run.step()

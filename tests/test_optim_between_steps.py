@@ -101,6 +101,20 @@ def test_an_argument_that_a_schedule_drives_out_of_range_is_refused_before_the_s
         assert torch.equal(optimizer.state_dict()["state"][0][name], kept), name
 
 
+def test_an_argument_out_of_range_is_refused_before_a_refresh_writes_anything():
+    params = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
+    groups = [{"params": params[:1]}, {"params": params[1:], "curvature_beta": 0.5}]
+    optimizer = torch_ire.AdmIRE(groups, lr=0.1)
+    for p in params:
+        p.grad = torch.arange(4.0)
+    optimizer.param_groups[1]["gamma"] = 2.0
+    with pytest.raises(ValueError, match=r"Invalid gamma value: 2\.0"):
+        optimizer.update_mask()
+    assert not any(optimizer.state.values())
+    assert all(p.grad is not None for p in params)
+    assert optimizer.mask_due()
+
+
 def test_a_parameter_of_two_optimizers_in_one_handle_is_refused():
     p = torch.nn.Parameter(torch.zeros(4))
     pair = [torch.optim.SGD([p], lr=0.1), torch.optim.SGD([p], lr=0.1)]
