@@ -164,7 +164,8 @@ def test_found_inf_leaves_everything_as_it_is(entry):
         )
 
 
-@each([entry for entry in WITHOUT_CLOSURE if entry.base is not torch.optim.Adafactor])
+# Adafactor and ASGD of torch read numbers on the host
+@each([entry for entry in WITHOUT_CLOSURE if entry.base not in (torch.optim.Adafactor, torch.optim.ASGD)])
 def test_meta_parameters_step_where_those_of_torch_do(entry):
     """A step on the meta device makes the state: that is how memory is planned."""
     params = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in ((3, 2), (4, 1))]
@@ -357,8 +358,9 @@ def test_the_decay_of_ours_stays_decoupled_when_a_checkpoint_of_adam_is_loaded()
 # -- copies ------------------------------------------------------------------------------------------------------------
 
 
+# copies of torch's LBFGS do not step
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-@each(ENTRIES)
+@each([entry for entry in ENTRIES if entry.base is not torch.optim.LBFGS])
 def test_a_copy_goes_on_as_the_original(entry, how):
     params = entry.parameters()
     optimizer = entry.make(params, kappa=0.5)

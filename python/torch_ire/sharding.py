@@ -178,7 +178,7 @@ def _indices(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...]) -> 
         if placement.is_replicate() or placement.is_partial():
             continue
         dim = placement.dim
-        along = torch.tensor(list(found[dim]), dtype=torch.int64).view(
+        along = torch.tensor(list(found[dim]), dtype=torch.int64, device="cpu").view(
             [-1 if d == dim else 1 for d in range(len(shape))]
         )
         # splitting the indices as a tensor covers the strided shards of two-dimensional parallelism too

@@ -121,6 +121,9 @@ class AdmIRE(IREOptimizer):
             implementation=implementation,
         )
         own = {"rounding": rounding, "skip_nonfinite": skip_nonfinite, "maximize": maximize, "capturable": capturable}
+        own["decoupled_weight_decay"] = (
+            True  # so that torch.optim.Adam, which loads a checkpoint of ours, goes on alike
+        )
         super().__init__(params, {**base, **ire, **own})
 
     def _rule(self, group: Mapping[str, Any]) -> UpdateRule:

@@ -50,6 +50,8 @@ from torch_ire.steps.update_rules import functions_of
 KEY = "torch_ire"
 STATE_KEYS = ("flat_mask", "hessian_diag", "hessian_diag_updates")
 _PROCESS_OPTIONS = ("ire_capturable",)
+# in the first group of a state dict: masks of parameters without optimizer state, by number
+_PENDING = "ire_pending"
 _copies_attach: list[Any] = []
 
 
@@ -132,6 +134,7 @@ class Attachment:
         self._hooks[optimizer] = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_pre_hook(self._before_state_dict),
             optimizer.register_state_dict_post_hook(self._after_state_dict),
             optimizer.register_load_state_dict_pre_hook(self._before_load),
             optimizer.register_load_state_dict_post_hook(self._after_load, prepend=True),
@@ -286,25 +289,38 @@ class Attachment:
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
+    def _before_state_dict(self, optimizer: Optimizer) -> None:
+        """Drops the masks of parameters that have left their groups, which torch has no number for."""
+        params = {param for group in optimizer.param_groups for param in group["params"]}
+        for param in [key for key in optimizer.state if isinstance(key, Tensor) and key not in params]:
+            entry = optimizer.state[param]
+            for key in STATE_KEYS:
+                entry.pop(key, None)
+            if not entry:
+                del optimizer.state[param]
+
     def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         groups = self.groups_of(optimizer)
         params = [param for group in groups for param in group["params"]]
-        state = dict(state_dict["state"])
-        for i, param in enumerate(params):
-            if self._pending.get(param) and state.get(i):  # alone it would look like complete state
-                state[i] = {**state.get(i, {}), **self._pending[param]}
+        pending = {i: self._pending[param] for i, param in enumerate(params) if self._pending.get(param)}
         plain = [{k: v for k, v in group.items() if k != KEY} for group in state_dict["param_groups"]]
-        whole = {**state_dict, "state": state, "param_groups": plain}
-        return checkpoint.saved(whole, params, groups, self.masks.label_generator)
+        whole = {**state_dict, "state": {**state_dict["state"], **pending}, "param_groups": plain}
+        result = checkpoint.saved(whole, params, groups, self.masks.label_generator)
+        if pending:  # in the state it would look complete to an optimizer without IRE
+            result["param_groups"][0][_PENDING] = {i: result["state"].pop(i) for i in pending}
+        return result
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         self._loading = None
         if len(state_dict["param_groups"]) != len(optimizer.param_groups):
             return state_dict  # torch raises before it changes anything
         self.complete(optimizer)
+        self._waiting = dict(state_dict["param_groups"][0].get(_PENDING, {})) if state_dict["param_groups"] else {}
+        state_dict = {**state_dict, "state": {**state_dict["state"], **self._waiting}}
         groups = checkpoint.completed_groups(state_dict, optimizer.param_groups, _PROCESS_OPTIONS)
         for group, ours in zip(groups, optimizer.param_groups, strict=True):
             group.pop(KEY, None)
+            group.pop(_PENDING, None)
             if group["ire_curvature"] == "projector":
                 group["ire_curvature"] = ours["ire_curvature"]
             check_group(type(optimizer), ForeignGroup({**group, "params": ours["params"]}, self._names))
@@ -318,13 +334,15 @@ class Attachment:
     def _after_load(self, optimizer: Optimizer) -> None:
         if self._loading is None:
             return
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        waiting = {params[i] for i in self._waiting}
         for param, tensors in self._loading.tensors.items():
             self._pending.pop(param, None)
-            if optimizer.state.get(param):
-                optimizer.state[param].update(tensors)
-            else:
+            if param in waiting:
                 optimizer.state.pop(param, None)
                 self._pending[param] = dict(tensors)
+            else:
+                optimizer.state[param].update(tensors)
         for group, curvature in zip(optimizer.param_groups, self._curvatures, strict=True):
             if group["ire_curvature"] == "projector":
                 group["ire_curvature"] = curvature
@@ -335,17 +353,16 @@ class Attachment:
         self.masks.thresholds.clear()
 
 
-def _attach_copy(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _attach_copy(optimizer: Optimizer, *_: Any) -> None:
     """Attaches IRE to a copied or unpickled optimizer, which torch leaves without hooks."""
-    attachment = getattr(optimizer, "defaults", {}).get(KEY)
-    if isinstance(attachment, Attachment):
-        attachment.attach(optimizer)
+    attachment_of(optimizer)
 
 
 def attachment_of(optimizer: Any) -> Attachment | None:
     """The attachment of an optimizer, or ``None``; a copy is attached first."""
     attachment = getattr(optimizer, "__dict__", {}).get("defaults", {}).get(KEY)
-    if not isinstance(attachment, Attachment):
+    # a wrapper may share the defaults of the optimizer inside it
+    if not isinstance(attachment, Attachment) or not any(optimizer is other for other in attachment.optimizers()):
         return None
     attachment.attach(optimizer)
     return attachment

@@ -202,7 +202,8 @@ def _convert(
         for param, part, tensor in zip(params, parts, fresh, strict=True):
             value = entries[param][key]
             if key in _SCALARS:
-                tensor.copy_(torch.as_tensor(value).reshape(()))
+                number = value if isinstance(value, Tensor) else torch.tensor(float(value), device="cpu")
+                tensor.copy_(number.reshape(()))
             elif key == "flat_mask":
                 tensor.copy_(value if _is_packed(key, value) else _packed_bits(value, param, part))
                 follow_layout(tensor, part)
@@ -254,7 +255,9 @@ def completed_groups(
             plain = [s for s in steps if _as_number(s) is not None or (isinstance(s, Tensor) and s.numel() == 1)]
             group["ire_step"] = max((int(s) for s in plain if not getattr(s, "is_meta", False)), default=0)
             group["ire_mask_step"] = -1
-        group.update({key: new[key] for key in process_options if key in new})
+        for key in process_options:
+            group.pop(key, None)
+            group.update({key: new[key]} if key in new else {})
         completed.append(group)
     return completed
 

@@ -124,7 +124,7 @@ class IRE:
             raise ValueError("IRE got the same optimizer twice")
         params = [id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
         if len(set(params)) < len(params):
-            raise ValueError("IRE got a parameter that is in two optimizers")
+            raise ValueError("IRE got a parameter that is in more than one optimizer")
         self._attach()
 
     def _attach(self) -> None:

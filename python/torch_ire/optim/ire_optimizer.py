@@ -446,8 +446,8 @@ class IREOptimizer(torch.optim.Optimizer):
         return [param for group in self.param_groups for param in group["params"]]
 
 
-# Group keys that say how a process runs the step, not where training stands.
-_PROCESS_OPTIONS = ("capturable",)
+# Group keys that a checkpoint does not change: how this process runs the step, and what the class does.
+_PROCESS_OPTIONS = ("capturable", "decoupled_weight_decay")
 
 
 @contextlib.contextmanager

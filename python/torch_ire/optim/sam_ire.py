@@ -179,7 +179,9 @@ class SAMIRE(IREOptimizer):
             RuntimeError: As there, or the parameters are perturbed: the curvature is that at theta.
         """
         if self.is_perturbed:
-            raise RuntimeError(f"{type(self).__name__}.update_mask(): called between first_step() and second_step()")
+            raise RuntimeError(
+                f"{type(self).__name__}.update_mask(): the parameters are perturbed; call it before first_step()"
+            )
         super().update_mask(loss, **arguments)
 
     @torch.no_grad()

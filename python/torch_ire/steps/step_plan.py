@@ -20,6 +20,7 @@ from torch_ire.steps.update_rules import UpdateRule, state_dtype, state_keys
 RuleOf = Callable[[Mapping[str, Any]], UpdateRule]
 
 
+@torch.no_grad()
 def create_state(groups: Sequence[Group], state: Mapping[Tensor, dict[str, Any]], rule_of: RuleOf) -> None:
     """Creates the state that a step needs for every parameter with a mask.
 

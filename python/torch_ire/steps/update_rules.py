@@ -114,10 +114,6 @@ def _check_adamw(group: Mapping[str, Any]) -> None:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
     if group.get("amsgrad"):
         raise ValueError("amsgrad is not supported: its running maximum has no counterpart in IRE")
-    if group.get("decoupled_weight_decay") is False and group["weight_decay"] != 0:
-        raise ValueError(
-            "decoupled_weight_decay=False is torch.optim.Adam's L2 penalty; AdamW decouples the weight decay"
-        )
 
 
 def _step_adamw(functions: ModuleType, lists: TensorLists, scalars: Mapping[str, Any]) -> None:
