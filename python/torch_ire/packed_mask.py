@@ -57,6 +57,27 @@ def unpack(flat_mask: Tensor, like: Tensor) -> Tensor:
     return out
 
 
+def follow_layout(flat_mask: Tensor, like: Tensor) -> Tensor:
+    """Repacks a mask in place if the memory order of its parameter has changed since the mask was packed.
+
+    ``model.to(memory_format=torch.channels_last)`` changes it. The order is kept as an attribute of the mask.
+
+    Args:
+        flat_mask: uint8 of shape (ceil(numel / 8),).
+        like: The parameter; a parameter with gaps in memory counts in the order of a dense copy.
+
+    Returns:
+        The mask.
+    """
+    now = torch.empty_like(like, device="meta").stride()
+    before = flat_mask.__dict__.get("memory_strides", now)
+    if before != now:
+        flags = unpack(flat_mask, torch.empty_strided(like.shape, before, dtype=torch.bool, device=like.device))
+        flat_mask.copy_(pack(torch.empty_strided(like.shape, now, dtype=torch.bool, device=like.device).copy_(flags)))
+    flat_mask.memory_strides = now  # type: ignore[attr-defined]
+    return flat_mask
+
+
 def count_flat(flat_mask: Tensor) -> Tensor:
     """The number of set bits, int64, shape (), on the device of the mask."""
     pairs = flat_mask - ((flat_mask >> 1) & 0x55)

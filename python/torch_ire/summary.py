@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ire.packed_mask import count_flat, unpack
+from torch_ire.packed_mask import count_flat, follow_layout, unpack
 from torch_ire.sharding import local_part, shard_group_of
 
 # The part of a base displacement that IRE amplifies, and the part that it leaves, both up to one common factor.
@@ -43,7 +43,7 @@ def summarize(
             entry = {key: local_part(value) for key, value in state.get(param, {}).items()}
             params.append(param)
             rows.append(_row(kappa, group, param, entry, direction_of))
-    table = torch.tensor(rows, dtype=torch.float64)
+    table = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, 6)
     for shard_group in dict.fromkeys(map(shard_group_of, params)) if over_mesh else ():
         if shard_group is not None:
             chosen = [i for i, param in enumerate(params) if shard_group_of(param) == shard_group]
@@ -81,7 +81,7 @@ def _row(
     if direction is None:
         return (*counts, 0.0, 0.0, 1.0)
     amplified, rest = direction
-    extra = kappa * amplified.double() * unpack(mask, part)
+    extra = kappa * amplified.double() * unpack(follow_layout(mask, part), part)
     return (*counts, float((amplified + rest + extra).square().sum()), float(extra.square().sum()), 0.0)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.dtensors import is_dtensor
-from torch_ire.layouts import laid_out_like, opmath_dtype
+from torch_ire.layouts import is_dense, laid_out_like, opmath_dtype
 from torch_ire.sharding import drawn, local_part, local_part_like, wrapped_like
 
 #: (position in the optimizer, its group, parameter, estimate)
@@ -55,7 +55,12 @@ def _average(state: dict[str, Any], param: Tensor) -> tuple[Tensor, int]:
     """The average of a parameter, and the number of estimates in it with the coming one."""
     ensure_average(param, state)
     state["hessian_diag_updates"] += 1
-    return local_part(state["hessian_diag"]), int(state["hessian_diag_updates"])
+    part = local_part(param)
+    kept = local_part(state["hessian_diag"])
+    h = laid_out_like(kept, part if is_dense(part) else torch.empty_like(part))
+    if h is not kept:  # the parameter has changed its memory format
+        state["hessian_diag"] = wrapped_like(h, param)
+    return h, int(state["hessian_diag_updates"])
 
 
 def ensure_average(param: Tensor, state: dict[str, Any]) -> None:
@@ -64,7 +69,7 @@ def ensure_average(param: Tensor, state: dict[str, Any]) -> None:
         part, dtype = local_part(param), opmath_dtype(param.dtype)
         nothing = torch.full_like(part, torch.nan, dtype=dtype, memory_format=torch.preserve_format)
         state["hessian_diag"] = wrapped_like(nothing, param)
-        state["hessian_diag_updates"] = torch.zeros((), dtype=torch.float32)
+        state["hessian_diag_updates"] = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 def hutchinson_estimates(
@@ -104,8 +109,9 @@ def hutchinson_estimates(
         if group["curvature_beta"] > 0:
             h, updates = _average(state_of(param), param)
             beta = effective_beta(group["curvature_beta"], updates)
-            new = torch.where(h.isfinite(), beta * h + (1 - beta) * estimate, estimate.to(h.dtype))
-            estimate = h.copy_(new.where(estimate.isfinite(), h))
+            latest = estimate.to(h.dtype)  # before the average: half precision would round it away
+            new = torch.where(h.isfinite(), beta * h + (1 - beta) * latest, latest)
+            estimate = h.copy_(new.where(latest.isfinite(), h))
         estimates.append((index, group, param, estimate))
     return estimates
 

@@ -7,7 +7,7 @@ The optimizers own the attachment, which refers to them weakly, so that referenc
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from torch_ire.interrupts import DeferredInterrupts
-from torch_ire.layouts import is_dense, to_device
+from torch_ire.layouts import laid_out_like, to_device
 from torch_ire.optim import checkpoint
+from torch_ire.optim.foreign_groups import ForeignGroup, check_group, check_mask, pack_loaded
 from torch_ire.optim.mask_engine import MaskEngine, Targets, create_masks
 from torch_ire.optim.state_init import ensure_saved_state, is_state_init_step
-from torch_ire.packed_mask import num_bytes, pack
-from torch_ire.sharding import check_placements, local_part
+from torch_ire.packed_mask import follow_layout
+from torch_ire.sharding import local_part
 from torch_ire.steps.arguments import check_ire_arguments
 from torch_ire.steps.compiled_step import check_capture
 from torch_ire.steps.perturbation import buffer_for
@@ -49,37 +50,7 @@ from torch_ire.steps.update_rules import functions_of
 KEY = "torch_ire"
 STATE_KEYS = ("flat_mask", "hessian_diag", "hessian_diag_updates")
 _PROCESS_OPTIONS = ("ire_capturable",)
-# Optimizers of torch.optim, and Lion, whose weight decay multiplies the parameter by 1 - lr weight_decay.
-_DECOUPLED = {"AdamW", "Adafactor", "Muon", "Lion"}
 _copies_attach: list[Any] = []
-
-
-class ForeignGroup(MutableMapping[str, Any]):
-    """A group of a foreign optimizer that shows IRE's arguments under their plain names.
-
-    They are kept as ``ire_kappa``, ``ire_gamma``, ...: the optimizer may have arguments named ``kappa`` or ``gamma``.
-    """
-
-    def __init__(self, group: dict[str, Any], names: frozenset[str]) -> None:
-        self._group, self._names = group, names
-
-    def _key(self, key: str) -> str:
-        return f"ire_{key}" if key in self._names else key
-
-    def __getitem__(self, key: str) -> Any:
-        return self._group[self._key(key)]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._group[self._key(key)] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._group[self._key(key)]
-
-    def __iter__(self) -> Iterator[str]:
-        return (key.removeprefix("ire_") if key.removeprefix("ire_") in self._names else key for key in self._group)
-
-    def __len__(self) -> int:
-        return len(self._group)
 
 
 class Attachment:
@@ -108,6 +79,8 @@ class Attachment:
         self._previous: dict[Tensor, Tensor] = {}
         #: the parameters of the last step of each optimizer, with where it started
         self.started: dict[Tensor, Tensor] = {}
+        self._masks_of_step: dict[Tensor, Tensor] = {}
+        self._depth: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._creates_state = False
         self._loading: checkpoint.Loaded | None = None
         if not _copies_attach:  # torch copies no hooks: copies attach at their first step
@@ -143,28 +116,7 @@ class Attachment:
         if KEY in optimizer.defaults:
             raise ValueError(f"this {type(optimizer).__name__} has an IRE handle already; detach() that first")
         for group in optimizer.param_groups:
-            self._check_group(type(optimizer), {**self._defaults, **group})
-
-    def _check_group(self, owner: type[Optimizer], whole: dict[str, Any]) -> None:
-        group = ForeignGroup(whole, self._names)
-        check_ire_arguments(group)
-        check_placements("IRE", group)
-        for param in group["params"]:
-            if param.is_complex():
-                raise TypeError("IRE does not support complex parameters")
-        if group["curvature"] == "second_moment":
-            raise ValueError("curvature='second_moment' is for AdmIRE and SAMIRE(base='adamw'), whose moments it ranks")
-        if group["kappa_follows_lr"] and group.get("lr") is None:
-            raise ValueError(f"kappa_follows_lr=True needs lr in the parameter groups, which {owner.__name__} lacks")
-        if group["amplify_weight_decay"] or group.get("weight_decay", 0) == 0:
-            return
-        if group.get("lr") is None or not (
-            group.get("decoupled_weight_decay") or any(base.__name__ in _DECOUPLED for base in owner.__mro__)
-        ):
-            raise ValueError(
-                "amplify_weight_decay=False needs lr in the parameter groups and a decoupled weight decay; that of "
-                f"{owner.__name__} is part of the gradient, or it has no lr"
-            )
+            check_group(type(optimizer), ForeignGroup({**self._defaults, **group}, self._names))
 
     def attach(self, optimizer: Optimizer) -> None:
         """Registers the hooks, and adopts the groups and masks that are there."""
@@ -176,7 +128,7 @@ class Attachment:
         self.complete(optimizer)
         for group in optimizer.param_groups:
             for param in group["params"]:
-                _pack_loaded(optimizer.state.get(param, {}), param)
+                pack_loaded(optimizer.state.get(param, {}), param)
         self._hooks[optimizer] = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -206,7 +158,7 @@ class Attachment:
             if all(key in group for key in self._defaults):
                 continue
             whole = {**self._defaults, **group}
-            self._check_group(type(optimizer), whole)
+            check_group(type(optimizer), ForeignGroup(whole, self._names))
             first = self.optimizers()[0].param_groups[0]
             if "ire_step" not in group and "ire_step" in first:
                 join_schedule(ForeignGroup(whole, self._names), {**first, **plain_counters(first)})
@@ -237,11 +189,20 @@ class Attachment:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # a step() that calls super().step() runs the hooks at both levels; a step that raised has run no post hook
+        depth = self._depth.get(optimizer, 0) + 1
+        self._depth[optimizer] = depth = depth if depth <= _hooked_levels(optimizer) else 1
+        if depth > 1:
+            return
         self._loading = None  # of a load that torch has rejected
         groups, targets = self.groups_of(optimizer), self.targets()
+        for group in groups:  # a schedule may have driven an argument out of its range
+            check_ire_arguments(group)
         check_capture("IRE", groups, lambda _, p: [k for k in ("flat_mask",) if k not in targets.known_state(p)],
                       host_decay=True)  # fmt: skip
         ours = {param for group in groups for param in group["params"]}
+        everywhere = {param for group in targets.groups for param in group["params"]}
+        self._previous = {param: kept for param, kept in self._previous.items() if param in everywhere}
         beside = [p for group in targets.groups for p in group["params"] if p not in ours]
         self._creates_state = is_state_init_step(groups, optimizer.state, beside)
         for group in groups:
@@ -258,33 +219,42 @@ class Attachment:
             if past_warmup(group) and projector_of(group) is None and not _is_zero(enhancement(group)):
                 masked = [param for param in group["params"] if "flat_mask" in targets.known_state(param)]
                 for param in masked:
-                    _check_mask(targets.known_state(param)["flat_mask"], param)
+                    mask = targets.known_state(param)["flat_mask"]
+                    check_mask(mask, param)
+                    follow_layout(mask, local_part(param))
                 moving += masked
         started = {param: buffer_for(self._previous, param) for param in moving}
         if moving:
             torch._foreach_copy_(list(started.values()), list(map(local_part, moving)))
         # the starts of the other optimizers stay: a summary shows all of them
-        self.started = {p: t for p, t in self.started.items() if p not in ours} | started
+        others = everywhere - ours
+        self.started = {param: kept for param, kept in self.started.items() if param in others} | started
+        # the step may replace or clear the state
+        known = {param: targets.known_state(param).get("flat_mask") for param in started}
+        self._masks_of_step = {param: mask for param, mask in known.items() if mask is not None}
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth[optimizer] = self._depth.get(optimizer, 1) - 1
+        if self._depth[optimizer] > 0:
+            return
         groups, targets = self.groups_of(optimizer), self.targets()
         found_inf = getattr(optimizer, "found_inf", None)
         with DeferredInterrupts():
             for group in groups:
                 for param in group["params"]:
-                    if param in self._pending and (param.grad is not None or optimizer.state.get(param)):
+                    if self._pending.get(param) and (param.grad is not None or optimizer.state.get(param)):
                         optimizer.state[param].update(self._pending.pop(param))
                     if self._creates_state and param.grad is not None:
                         ensure_saved_state(group, param, targets.state_of(param))
                 if projector_of(group) is None:
-                    self._amplify(group, targets, found_inf)
+                    self._amplify(group, found_inf)
             if not (found_inf is not None and bool(found_inf)):
                 amplify_projected(projections("IRE", groups, self.started), self.started)
             if not self._creates_state:
                 advance(groups)
 
-    def _amplify(self, group: ForeignGroup, targets: Targets, found_inf: Tensor | None) -> None:
+    def _amplify(self, group: ForeignGroup, found_inf: Tensor | None) -> None:
         kappa, decay = enhancement(group), unamplified_decay(group)
         if decay and found_inf is not None:
             kappa = torch.where(found_inf != 0, 0.0, kappa)  # a skipped step has no decay to take out
@@ -292,19 +262,20 @@ class Attachment:
         for param in group["params"]:
             if param in self.started and not (decay and param.grad is None):
                 part = local_part(param)
-                kind = (part.device, part.dtype) if is_dense(part) else id(param)
+                as_before = part.stride() == self.started[param].stride()  # dense, and in the order of the mask
+                kind = (part.device, part.dtype) if as_before else id(param)
                 calls.setdefault(kind, []).append(param)
         for params in calls.values():
             parts = list(map(local_part, params))
             pairs = zip(parts, params, strict=True)
-            dense = [p if is_dense(p) else torch.empty_like(self.started[q]).copy_(p) for p, q in pairs]
+            dense = [laid_out_like(part, self.started[param]) for part, param in pairs]
             if on_device(group) and isinstance(kappa, Tensor):
                 kappa = to_device(parts[0].device, kappa)
             in_place = isinstance(kappa, Tensor) and kappa.device == parts[0].device
             functions_of(group).displacement_flat_(
                 dense,
                 [self.started[p] for p in params],
-                [targets.state_of(p)["flat_mask"] for p in params],
+                [self._masks_of_step[p] for p in params],
                 kappa=0.0 if in_place else float(kappa),
                 decay=decay,
                 kappa_tensor=kappa.detach().reshape(()) if isinstance(kappa, Tensor) and in_place else None,
@@ -320,7 +291,7 @@ class Attachment:
         params = [param for group in groups for param in group["params"]]
         state = dict(state_dict["state"])
         for i, param in enumerate(params):
-            if self._pending.get(param):
+            if self._pending.get(param) and state.get(i):  # alone it would look like complete state
                 state[i] = {**state.get(i, {}), **self._pending[param]}
         plain = [{k: v for k, v in group.items() if k != KEY} for group in state_dict["param_groups"]]
         whole = {**state_dict, "state": state, "param_groups": plain}
@@ -336,7 +307,7 @@ class Attachment:
             group.pop(KEY, None)
             if group["ire_curvature"] == "projector":
                 group["ire_curvature"] = ours["ire_curvature"]
-            self._check_group(type(optimizer), {**group, "params": ours["params"]})
+            check_group(type(optimizer), ForeignGroup({**group, "params": ours["params"]}, self._names))
             if not isinstance(group["ire_curvature"], str):
                 group["ire_curvature"] = "projector"  # torch copies what it loads
         whole = {**state_dict, "param_groups": groups}
@@ -384,16 +355,6 @@ def _is_zero(kappa: float | Tensor) -> bool:
     return not isinstance(kappa, Tensor) and kappa == 0.0
 
 
-def _check_mask(mask: Any, param: Tensor) -> None:
-    expected = (num_bytes(local_part(param).numel()),)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.uint8 or tuple(mask.shape) != expected:
-        got = f"{mask.dtype}, {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise RuntimeError(f"IRE: flat_mask of a parameter: expected torch.uint8, {expected}, got {got}")
-
-
-def _pack_loaded(state: dict[str, Any], param: Tensor) -> None:
-    """Packs a mask that torch loaded before IRE was attached, in the parameter's shape and dtype."""
-    mask = state.get("flat_mask")
-    if isinstance(mask, Tensor) and mask.shape == param.shape and mask.dtype != torch.uint8:
-        part = local_part(param)
-        state["flat_mask"] = pack(torch.empty_like(part, dtype=torch.bool).copy_(local_part(mask) != 0))
+def _hooked_levels(optimizer: Optimizer) -> int:
+    """How many classes of an optimizer run its step hooks around their own ``step``."""
+    return sum(getattr(vars(cls).get("step"), "hooked", False) for cls in type(optimizer).__mro__)

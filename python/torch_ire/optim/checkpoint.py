@@ -19,7 +19,7 @@ from torch import Tensor
 from torch_ire.dtensors import is_dtensor
 from torch_ire.layouts import is_dense
 from torch_ire.masks.estimates import ensure_average
-from torch_ire.packed_mask import num_bytes, pack, unpack
+from torch_ire.packed_mask import follow_layout, num_bytes, pack, unpack
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import local_part, part_of_full, same_placement, wrapped_like
 from torch_ire.steps.projected import without_projectors
@@ -70,7 +70,7 @@ def _readable(entry: Mapping[str, Any], param: Tensor, group: Mapping[str, Any])
     if packed is None and not isinstance(group["curvature"], str):
         return dict(entry)  # a projector needs neither
     part = local_part(param)
-    flags = torch.zeros_like(part, dtype=torch.bool) if packed is None else unpack(packed, part)
+    flags = torch.zeros_like(part, dtype=torch.bool) if packed is None else unpack(follow_layout(packed, part), part)
     readable = {**entry, "flat_mask": wrapped_like(flags, param)}
     if group["curvature_beta"] > 0:
         ensure_average(param, readable)
@@ -196,7 +196,7 @@ def _convert(
     for (_, dtype), params in kinds.items():
         parts = [part if is_dense(part) else torch.empty_like(part) for part in map(local_part, params)]
         if key == "hessian_diag_updates":
-            fresh = [torch.zeros((), dtype=torch.float32) for _ in parts]
+            fresh = [torch.zeros((), dtype=torch.float32, device="cpu") for _ in parts]
         else:
             fresh = new_state(key, parts, state_dtype(key, dtype), packed=packed)
         for param, part, tensor in zip(params, parts, fresh, strict=True):
@@ -205,6 +205,7 @@ def _convert(
                 tensor.copy_(torch.as_tensor(value).reshape(()))
             elif key == "flat_mask":
                 tensor.copy_(value if _is_packed(key, value) else _packed_bits(value, param, part))
+                follow_layout(tensor, part)
             else:
                 tensor.copy_(_local_value(value, param))
                 tensor = wrapped_like(tensor, param)

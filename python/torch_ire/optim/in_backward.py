@@ -74,7 +74,13 @@ class StepInBackward:
         self._backward = -1  # the backward pass that has begun to step
         # parameters that are frozen now have a hook too, for when they are no longer
         self._hooks = [_add_hook(param, self._step) for _, _, param in indexed_parameters(self.param_groups)]
-        self._places = {p: (index, group) for index, group, p in indexed_parameters(self.param_groups)}
+        # by number: loading a checkpoint replaces the groups
+        self._places = {
+            param: (index, number)
+            for index, (number, param) in enumerate(
+                (number, param) for number, group in enumerate(self.param_groups) for param in group["params"]
+            )
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "is_attached": bool(self._hooks)}
@@ -89,7 +95,8 @@ class StepInBackward:
     def _step(self, param: Tensor) -> None:
         if self._is_paused:
             return
-        optimizer, (index, group) = self.optimizer, self._places[param]
+        optimizer, (index, number) = self.optimizer, self._places[param]
+        group = optimizer.param_groups[number]
         backward = torch._C._current_graph_task_id()
         if self._backward != backward:
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
@@ -132,11 +139,11 @@ class StepInBackward:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Context in which backward passes accumulate gradients as they do without this class: for a refresh."""
-        self._is_paused = True
+        was_paused, self._is_paused = self._is_paused, True
         try:
             yield
         finally:
-            self._is_paused = False
+            self._is_paused = was_paused
 
     def update_mask(
         self,

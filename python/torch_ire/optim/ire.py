@@ -122,6 +122,9 @@ class IRE:
             self._attachment.check(optimizer)
         if len({id(optimizer) for optimizer in self.optimizers}) < len(self.optimizers):
             raise ValueError("IRE got the same optimizer twice")
+        params = [id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+        if len(set(params)) < len(params):
+            raise ValueError("IRE got a parameter that is in two optimizers")
         self._attach()
 
     def _attach(self) -> None:

@@ -197,6 +197,8 @@ class IREOptimizer(torch.optim.Optimizer):
         References:
             Wang et al., arXiv:2405.20763, Eqs. (5) and (6).
         """
+        for group in self.param_groups:
+            check_ire_arguments(group)
         self._masks.update(self._targets(), loss, num_predictions, grad_scale, process_group)
         create_state(self.param_groups, self.state, self._rule)
 
@@ -323,6 +325,9 @@ class IREOptimizer(torch.optim.Optimizer):
     def _gather(self, *, refresh: bool) -> list[TensorLists]:
         """The checked tensor lists of the step; ``refresh`` also makes the refreshes that precede a step."""
         name = type(self).__name__
+        for group in self.param_groups:  # a schedule may have driven an argument out of its range
+            self._rule(group).check(group)
+            check_ire_arguments(group)
         check_capture(name, self.param_groups, self._missing_state)
         graph_capture_check(self)
         lists = self._plan.gather(name, self.param_groups, self.state, self._rule)

@@ -169,7 +169,18 @@ class SAMIRE(IREOptimizer):
             ValueError: The state dict belongs to another model. Nothing has been changed then.
         """
         super().load_state_dict(state_dict)
-        self._perturbation.forget()
+        self._perturbation.take_over(self.param_groups)
+        self._perturbation.discard()
+
+    def update_mask(self, loss: Tensor | None = None, **arguments: Any) -> None:
+        """As :meth:`AdmIRE.update_mask`.
+
+        Raises:
+            RuntimeError: As there, or the parameters are perturbed: the curvature is that at theta.
+        """
+        if self.is_perturbed:
+            raise RuntimeError(f"{type(self).__name__}.update_mask(): called between first_step() and second_step()")
+        super().update_mask(loss, **arguments)
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False, *, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -212,6 +223,7 @@ class SAMIRE(IREOptimizer):
             )
         found_nonfinite = None if is_random else self._found_nonfinite(targets)
         refresh_projectors(owner, self.param_groups, self._masks.failed_projectors)  # at theta
+        state.buffers = {param: state.buffers[param] for param in self._parameters() if param in state.buffers}
         state.move(targets, norm, found_nonfinite, scaler)
         if zero_grad:
             self.zero_grad()
@@ -249,9 +261,13 @@ class SAMIRE(IREOptimizer):
         norm, found_nonfinite = state.norm, state.found_nonfinite
         try:
             yield
-        finally:
+        except BaseException:
             state.restore()
-        state.has_gradients, state.norm, state.found_nonfinite, state.scaler = True, norm, found_nonfinite, scaler
+            raise
+        if state.is_active:  # otherwise a step inside has ended the perturbation
+            state.restore()
+            state.norm, state.found_nonfinite, state.scaler = norm, found_nonfinite, scaler
+            state.has_gradients = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -276,7 +292,8 @@ class SAMIRE(IREOptimizer):
             return outside_graph(self.step, closure)  # type: ignore[no-any-return]
         state.take_over(self.param_groups)
         # whether the gradients of the perturbed pass are there, or come from one call of the closure
-        second = state.has_gradients or state.is_active
+        has_gradients = state.has_gradients and any(param.grad is not None for param in self._parameters())
+        second = has_gradients or state.is_active
         if closure is None:
             self._step_from_theta()
             return None
@@ -309,10 +326,11 @@ class SAMIRE(IREOptimizer):
         state, params = self._perturbation, self._parameters()
         found_inf = state.found_inf(self, getattr(self, "found_inf", None))
         start = dict(state.moved)
+        stepping = {p for p in params if p.grad is not None}
         if state.is_active:  # a gradient in the second pass alone: a step from where the parameter is
-            start |= {p: local_part(p).clone() for p in params if p.grad is not None and p not in start}
-        # parameters without a gradient in the second pass take no step, but return to theta
-        back = [functools.partial(local_part(p).copy_, start[p]) for p in params if p.grad is None and p in start]
+            start |= {p: local_part(p).clone() for p in stepping if p not in start}
+        # parameters that take no step, without a gradient or no longer in a group, return to theta
+        back = [functools.partial(local_part(p).copy_, theta) for p, theta in start.items() if p not in stepping]
         try:
             self._step(start, found_inf, first=[state.begin_step, *back], last=[state.forget])
         except BaseException:

@@ -63,7 +63,7 @@ def check_ire_arguments(group: Mapping[str, Any]) -> None:
     kappa = group["kappa"]
     if isinstance(kappa, Tensor) and kappa.numel() != 1:
         raise ValueError("Tensor kappa must be 1-element")
-    if not kappa >= 0.0:
+    if not (isinstance(kappa, Tensor) and kappa.device.type != "cpu") and not kappa >= 0.0:
         raise ValueError(f"Invalid kappa value: {kappa}")
     if not 0.0 <= group["gamma"] <= 1.0:
         raise ValueError(f"Invalid gamma value: {group['gamma']}")

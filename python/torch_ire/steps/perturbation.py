@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.interrupts import DeferredInterrupts, run_all
-from torch_ire.layouts import is_dense, laid_out_like, to_device
+from torch_ire.layouts import is_dense, laid_out_like, opmath_dtype, to_device
 from torch_ire.sharding import add_over_ranks, are_plain, drawn, local_part, mark_local_writes, shard_group_of
 from torch_ire.steps.compiled_step import capturing
 from torch_ire.steps.schedule import Group, step_number
@@ -34,7 +34,7 @@ def buffer_for(buffers: dict[Tensor, Tensor], param: Tensor) -> Tensor:
     fits = (
         kept is not None
         and (kept.shape, kept.dtype, kept.device) == (part.shape, part.dtype, part.device)
-        and (kept.stride() == part.stride() or not is_dense(part))
+        and kept.stride() == (part if is_dense(part) else torch.empty_like(part, device="meta")).stride()
     )
     if kept is None or not fits:
         kept = buffers[param] = torch.empty_like(part)
@@ -49,6 +49,8 @@ class Perturbation:
     moved: dict[Tensor, Tensor] = field(default_factory=dict)
     #: whether the parameters stand at theta + e; a rank may hold no part of any parameter that moved
     is_active: bool = False
+    #: versions of the perturbed parameters right after the move: one that somebody has written since stays as it is
+    versions: dict[Tensor, int] = field(default_factory=dict)
     #: whether the step from theta has begun to write
     is_stepping: bool = False
     #: whether the gradients at theta + e are in ``.grad`` although the parameters are theta again
@@ -83,6 +85,7 @@ class Perturbation:
                 run_all(calls)
                 mark_local_writes([owner for _, owner, _ in targets])
                 self.moved = {owner: self.buffers[owner] for owner in versions}
+                self.versions = {owner: local_part(owner)._version for owner in versions}
                 self.norm, self.found_nonfinite, self.scaler = norm, found_nonfinite, scaler
                 self.is_active = True
             except BaseException:
@@ -97,10 +100,16 @@ class Perturbation:
             run_all([functools.partial(local_part(param).copy_, theta) for param, theta in self.moved.items()])
             self.forget()
 
+    def discard(self) -> None:
+        """Moves the parameters back to theta, except those that have been written since, by loading a model say."""
+        unchanged = {p: t for p, t in self.moved.items() if local_part(p)._version == self.versions.get(p)}
+        self.moved = unchanged
+        self.restore()
+
     def forget(self) -> None:
         """Discards a pending perturbation."""
         self.is_active = self.has_gradients = self.is_stepping = False
-        self.moved = {}
+        self.moved, self.versions = {}, {}
         self.norm = self.found_nonfinite = self.scaler = None
         self.in_graph.update(moved=False, norm=None)
 
@@ -146,9 +155,11 @@ def _dense_call(
 def _strided_call(group: Group, param: Tensor, direction: Tensor, backup: Tensor, norm: Tensor) -> Callable[[], None]:
     def call() -> None:
         backup.copy_(param)
-        scale = torch.where(norm.isfinite(), group["rho"] / (norm + 1e-12), 0.0).to(param.device, param.dtype)
-        move = direction * param.square() if group["adaptive"] else direction
-        param.add_(torch.where(scale != 0, scale * move, torch.zeros_like(move)))
+        dtype = opmath_dtype(param.dtype)
+        scale = torch.where(norm.isfinite(), group["rho"] / (norm.to(dtype) + 1e-12), 0.0).to(param.device)
+        theta, move = param.to(dtype), direction.to(dtype)
+        move = move * theta.square() if group["adaptive"] else move
+        param.copy_(theta + torch.where(scale != 0, scale * move, torch.zeros_like(move)))
 
     return call
 
@@ -177,6 +188,9 @@ def random_directions(owner: str, groups: Iterable[Group]) -> Iterator[Target]:
     for index, group, param in indexed_parameters(groups):
         if param.requires_grad:
             key = mix64(mix64(mix64(group["seed"], _STREAM), step_number(group)), index)
+            if param.is_meta:
+                yield group, param, torch.empty_like(param)
+                continue
             yield group, param, drawn(param, param.dtype, _normal(param, key))
 
 

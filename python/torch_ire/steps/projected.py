@@ -11,7 +11,6 @@ from torch import Tensor
 from torch_ire.steps.arguments import Projector
 from torch_ire.steps.schedule import Group, enhancement, is_due, note_refresh, step_number, unamplified_decay
 
-
 # in groups of this library, and in those of foreign optimizers
 _CURVATURES = ("curvature", "ire_curvature")
 

@@ -59,6 +59,8 @@ class _GroupPlan:
     def take_gradients(self, group: Group, rule: UpdateRule) -> bool:
         """Reads the present gradients into the lists; ``False`` if the lists no longer describe the group."""
         params = group["params"]
+        if any(some.group is not group for some in self.lists):
+            return False
         if len(params) != len(self.params) or not all(map(operator.is_, params, self.params)):
             return False
         if not all(map(operator.is_, map(operator.attrgetter("grad"), self.resting), itertools.repeat(None))):
@@ -188,6 +190,11 @@ def _examined(
     for index, param in members:
         grad = dense_gradient(param, owner)
         if grad is not None:
+            if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
+                raise RuntimeError(
+                    f"{owner}: params[{index}]: expected a tensor that does not overlap itself, got shape "
+                    f"{tuple(param.shape)} with strides {param.stride()}"
+                )
             _check_entry(owner, index, param, state.get(param, {}), rule)
             found.append((index, param, grad))
     return found

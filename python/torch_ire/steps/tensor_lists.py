@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.layouts import is_dense, laid_out_like
-from torch_ire.packed_mask import empty_mask, num_bytes
+from torch_ire.packed_mask import empty_mask, follow_layout, num_bytes
 from torch_ire.packed_state import packed_mask_views, packed_numel, packed_views, segment_numel
 from torch_ire.sharding import (
     first_coordinate,
@@ -152,6 +152,9 @@ class TensorLists:
         for key in keys:
             self.columns[key] = [self._laid_out(key, i) for i in range(len(self.params))]
         masks = [entry.get("flat_mask") for entry in self.entries]
+        for mask, part in zip(masks, self.params, strict=True):
+            if mask is not None:
+                follow_layout(mask, part)
         if any(mask is not None for mask in masks):
             pairs = zip(self.params, masks, strict=True)
             self.columns["flat_mask"] = [empty_mask(part) if mask is None else mask for part, mask in pairs]
