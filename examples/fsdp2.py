@@ -93,6 +93,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         print(f"steps {first} to {args.steps}: loss {loss.item() / (1 if on_gpu else dist.get_world_size()):.3f}")
         print(f"flat share {summary['flat_share']:.3f}")
+    dist.barrier()  # Gloo may abort at exit while it frees tensors of the last collective
     dist.destroy_process_group()
 
 

@@ -77,6 +77,8 @@ def main() -> None:
     if trainer.is_world_process_zero():
         print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {trainer.state.global_step} steps")
         print(f"flat share {summary['flat_share']:.3f}, added by IRE {summary['displacement_share']:.3f} of the step")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # ends the process group, too
 
 
 if __name__ == "__main__":

@@ -89,6 +89,9 @@ def main() -> None:
     if trainer.is_global_zero:
         print(f"test accuracy {float(trainer.callback_metrics['accuracy']):.3f} after {trainer.global_step} steps")
         print(f"flat share {optimizer.ire_summary()['flat_share']:.3f}")
+    trainer.strategy.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def main() -> None:
         print(f"steps {first} to {args.steps}: loss {loss.item():.3f}")
         print(f"flat share {opt.ire_summary()['flat_share']:.3f}")
         print(f"parameters {fingerprint(model)}")
+    dist.barrier()  # Gloo may abort at exit while it frees tensors of the last collective
     dist.destroy_process_group()
 
 

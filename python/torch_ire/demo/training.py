@@ -111,6 +111,7 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> float:
     """
     params = [param for group in optimizer.param_groups for param in group["params"]]
     sizes: dict[int, int] = {}
+    seen: set[int] = set()
     pending: list[object] = [value for name, value in vars(optimizer).items() if name != "param_groups"]
     while pending:
         value = pending.pop()
@@ -121,6 +122,10 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> float:
             pending.extend(value.values())
         elif isinstance(value, list | tuple):
             pending.extend(value)
+        elif type(value).__module__.startswith("torch_ire.") and id(value) not in seen:
+            seen.add(id(value))
+            names = (*getattr(value, "__dict__", ()), *getattr(value, "__slots__", ()))
+            pending.extend(getattr(value, name, None) for name in names)
     for param in params:
         sizes.pop(param.untyped_storage().data_ptr(), None)
     num_parameters: int = sum(param.numel() for param in params)
