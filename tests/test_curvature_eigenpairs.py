@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from curvature_problems import SPECTRA, linspace, rotated
-from torch_ire.curvature import CallableOperator, Eigenpairs, lanczos, power_iteration
+from torch_ire.curvature import (
+    CallableOperator,
+    Eigenpairs,
+    FlatProjector,
+    lanczos,
+    power_iteration,
+    spectral_density,
+    stability,
+    trace,
+)
 
 
 def expected(matrix, k, which):
@@ -38,6 +47,24 @@ def test_every_spectrum_and_end(name, which):
     pairs = lanczos(matrix, 6, which=which, tol=1e-7)
     assert pairs.converged
     check(pairs, matrix, 6, which, 1e-6)
+
+
+def test_another_default_device_does_not_matter():
+    """As after torch.set_default_device("cuda"): what is small and on the CPU stays there."""
+    matrix = rotated(linspace(0, 1, 50), dtype=torch.float32)
+    with torch.device("meta"):
+        values = lanczos(matrix, 3, storage=torch.bfloat16).ritz_values
+        block = power_iteration(matrix, 1, tol=1e-2).ritz_values
+        limit = stability(matrix, lr=0.5).lambda_max
+        exact = trace(matrix).value
+        density = spectral_density(matrix, num_points=16)
+        refreshed = FlatProjector.from_operator(matrix, 2, storage=torch.bfloat16).refresh().ritz_values
+    torch.testing.assert_close(values, expected(matrix, 3, "largest"), rtol=2e-3, atol=0)
+    torch.testing.assert_close(refreshed, expected(matrix, 2, "largest"), rtol=2e-3, atol=0)
+    assert float(block) == pytest.approx(1.0, rel=2e-2)
+    assert limit == pytest.approx(1.0, rel=2e-3)
+    assert exact == pytest.approx(25.0, rel=1e-2)
+    assert density.grid.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", ["simple", "clustered", "indefinite"])
@@ -271,11 +298,11 @@ def random_matrix(kind, generator):
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-3])
 @pytest.mark.parametrize("kind", ["GOE", "Wishart"])
-def test_error_bounds_and_converged_hold_in_999_of_1000_random_matrices(kind, tol):
+def test_error_bounds_and_converged_hold_in_random_matrices(kind, tol):
     """Without gaps in the spectrum, where Ritz values next to the wanted one are far from settled."""
     generator = torch.Generator().manual_seed(0)
     beyond_bound = beyond_tol = products = 0
-    for seed in range(1000):
+    for seed in range(500):
         matrix = random_matrix(kind, generator)
         exact = float(torch.linalg.eigvalsh(matrix)[-1])
         pairs = lanczos(matrix, 1, tol=tol, seed=seed)
@@ -283,9 +310,8 @@ def test_error_bounds_and_converged_hold_in_999_of_1000_random_matrices(kind, to
         beyond_bound += error > float(pairs.error_bounds[0]) + 1e-13 * exact
         beyond_tol += pairs.converged and error > tol * exact
         products += pairs.num_matvecs
-    assert beyond_bound <= 1
-    assert beyond_tol <= 1
-    assert products / 1000 <= (33 if kind == "GOE" else 24)
+    assert beyond_bound == beyond_tol == 0
+    assert products / 500 <= (33 if kind == "GOE" else 24)
 
 
 @pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 10}, {"which": "both"}, {"tol": -1.0}])

@@ -261,6 +261,8 @@ def test_as_operator_refuses():
         as_operator(torch.ones(3, 4))
     with pytest.raises(ValueError, match="size=p"):
         as_operator(lambda v: v)
+    with pytest.raises(ValueError, match="real matrix"):
+        as_operator(torch.eye(3, dtype=torch.complex64))
     with pytest.raises(TypeError, match="str"):
         as_operator("matrix")
     assert as_operator(np.eye(3, dtype=np.float32)).dtype == torch.float32

@@ -329,6 +329,7 @@ def test_deepcopy_of_model_and_projector_together_keeps_them_connected():
         (lambda: FlatProjector.from_operator(torch.eye(5), 5), "m: expected 1 to 4"),
         (lambda: FlatProjector.from_operator(torch.eye(5), 0), "m: expected 1 to 4"),
         (lambda: FlatProjector(torch.ones(5)), "shape"),
+        (lambda: FlatProjector(torch.ones(1, 5, dtype=torch.int64)), "floating"),
         (lambda: FlatProjector(torch.eye(3)[:1], params=[torch.ones(4)]), "3 coordinates, got 4"),
         (lambda: FlatProjector(torch.eye(3)[:1])(torch.ones(4)), "shape"),
         (lambda: FlatProjector(torch.eye(3)[:1])([torch.ones(4)]), "3 coordinates"),
@@ -353,6 +354,14 @@ def test_blocks_are_projected_each_on_its_own():
     projector.amplify_([a, b], previous, 2.0)
     torch.testing.assert_close([a.detach(), b.detach()], expected)
     projector.refresh()
+
+
+def test_a_block_without_elements_is_left_alone():
+    weight, empty = torch.randn(5, requires_grad=True), torch.randn(0, 3, requires_grad=True)
+    projector = BlockFlatProjector.from_operator(HessianOperator(lambda: (weight**4).sum(), [weight, empty]), 1)
+    projector.refresh()
+    assert [tuple(piece.shape) for piece in projector([torch.ones(5), torch.ones(0, 3)])] == [(5,), (0, 3)]
+    projector.amplify_([weight, empty], [weight.detach() - 1.0, empty.detach()], 1.0)
 
 
 def test_blocks_of_scalars_are_sharp():

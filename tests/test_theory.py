@@ -61,6 +61,13 @@ def test_standard_sam_end_to_end():
     assert c_module.halving_steps(0.01, 0.2, 4.0) == pytest.approx(c_module.predicted_halving(0.01, 0.2, 4.0), abs=2)
 
 
+@pytest.mark.parametrize("module", [b_module, c_module])
+def test_a_run_that_does_not_get_there_ends(module, monkeypatch):
+    monkeypatch.setattr(module, "predicted_halving", lambda *_: 3.0)
+    with pytest.raises(RuntimeError, match="13 steps, where theory has 3, were not enough"):
+        module.halving_steps(0.01, 0.2, 4.0)
+
+
 def test_exact_projector_beats_the_diagonal_mask_on_the_curved_manifold():
     exact = d_module.average_share("exact", 9.0, replicas=40)
     mask = d_module.average_share("mask", 9.0, replicas=40)

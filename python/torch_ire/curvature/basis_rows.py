@@ -62,7 +62,7 @@ class BasisRows:
     def extended(self, matrix: Tensor, overlaps: Tensor) -> Tensor:
         """V H V^T with one row more, from that without it and the overlaps of all rows with the product."""
         size = len(overlaps)
-        larger = torch.empty(size, size, dtype=torch.float64)
+        larger = torch.empty(size, size, dtype=torch.float64, device="cpu")
         larger[:-1, :-1] = matrix
         larger[-1] = larger[:, -1] = overlaps
         return larger
@@ -113,8 +113,8 @@ class RoundedRows(BasisRows):
 
     def __init__(self, capacity: int, start: Tensor) -> None:
         super().__init__(capacity, start, torch.bfloat16)
-        self._gram = torch.zeros(capacity, capacity, dtype=torch.float64)
-        self._rounding = torch.zeros(capacity, dtype=torch.float64)
+        self._gram = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
+        self._rounding = torch.zeros(capacity, dtype=torch.float64, device="cpu")
         self._direction = torch.empty_like(start)
         self._measure(0)
 
@@ -143,7 +143,9 @@ class RoundedRows(BasisRows):
         """Q w from the coefficients of two passes, which are (2 - G) Q w."""
         count = len(coefficients)
         gram = self._gram[:count, :count]
-        overlaps: Tensor = torch.linalg.solve(2.0 * torch.eye(count, dtype=torch.float64) - gram, coefficients)
+        overlaps: Tensor = torch.linalg.solve(
+            2.0 * torch.eye(count, dtype=torch.float64, device="cpu") - gram, coefficients
+        )
         return overlaps
 
     def _measure(self, r: int) -> None:

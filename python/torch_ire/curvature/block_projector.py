@@ -74,7 +74,12 @@ class BlockFlatProjector:
         if m < 1:
             raise ValueError(f"m: expected at least 1, got {m}")
         projectors = []
-        for block in operator.blocks().values():
+        blocks = operator.blocks()
+        for name, param in zip(operator.param_names, operator.params, strict=True):
+            if name not in blocks:  # a parameter without elements
+                projectors.append(FlatProjector(torch.zeros(0, 0, device=param.device), params=[param]))
+                continue
+            block = blocks[name]
             if block.size == 1:
                 projectors.append(
                     FlatProjector(torch.ones(1, 1, dtype=block.dtype, device=block.device), params=block.params)

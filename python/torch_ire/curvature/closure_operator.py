@@ -130,7 +130,7 @@ class ClosureOperator(Operator):
         if not loss.requires_grad:
             raise ValueError(
                 "closure: the loss has no graph. Return the loss itself (not .item() or .detach()), compute it without "
-                "torch.no_grad, and leave .backward() out"
+                "torch.no_grad and torch.inference_mode, and leave .backward() out"
             )
         return value
 

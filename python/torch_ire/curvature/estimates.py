@@ -60,7 +60,7 @@ class Estimate:
         from torch_ire.curvature.plots import new_axes
 
         ax = new_axes(ax)
-        count = torch.arange(1, len(self.samples) + 1, dtype=torch.float64)
+        count = torch.arange(1, len(self.samples) + 1, dtype=torch.float64, device="cpu")
         mean = self.exact_part + self.samples.cumsum(0) / count
         error = self.standard_error * (len(self.samples) / count).sqrt()
         ax.plot(count, mean)
@@ -299,8 +299,8 @@ def _sampled(sample: Callable[[], float], count: int, description: str, progress
         except KeyboardInterrupt:
             if not values:
                 raise
-            return torch.tensor(values, dtype=torch.float64), True
-    return torch.tensor(values, dtype=torch.float64), False
+            return torch.tensor(values, dtype=torch.float64, device="cpu"), True
+    return torch.tensor(values, dtype=torch.float64, device="cpu"), False
 
 
 def _standard_error(samples: Tensor) -> float:

@@ -78,6 +78,8 @@ class FlatProjector:
     ) -> None:
         if basis.dim() != 2:
             raise ValueError(f"basis: expected shape (m, p), got {tuple(basis.shape)}")
+        if not basis.is_floating_point():
+            raise ValueError(f"basis: expected a floating dtype, got {basis.dtype}")
         self._params = None if params is None else list(params)
         size = basis.shape[1]
         if self._params is not None and sum(p.numel() for p in self._params) != size:
@@ -165,8 +167,8 @@ class FlatProjector:
 
     @property
     def refreshable(self) -> bool:
-        """Whether there is an operator to take products from."""
-        return self._operator is not None
+        """Whether there is an operator to take products from and a direction to follow."""
+        return self._operator is not None and self.m > 0
 
     def _prepared(self, basis: Tensor, eigenpairs: Eigenpairs | None, refreshes: int) -> _Held:
         """A basis in storage with what follows from it."""
@@ -270,8 +272,11 @@ class FlatProjector:
 
     def _followed(self, *, full: bool = False, progress: bool | None = False) -> _Held:
         """What `refresh` will hold; changes nothing."""
-        if self._operator is None:
-            raise RuntimeError("refresh: this projector has no operator; make it with FlatProjector.from_operator")
+        if self._operator is None or not self.m:
+            raise RuntimeError(
+                f"refresh: this projector has {'no directions' if self._operator else 'no operator'}; make it with "
+                "FlatProjector.from_operator"
+            )
         refreshes = self._held.refreshes + 1
         due = full or (self._full_interval > 0 and refreshes % self._full_interval == 0)
         wide = self.basis.to(self._operator.dtype)

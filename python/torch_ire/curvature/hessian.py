@@ -81,6 +81,7 @@ class HessianOperator(ClosureOperator):
         return {
             name: HessianOperator(self._closure, {name: param}, check_deterministic=False, **self._options)
             for name, param in self._named.items()
+            if param.numel()
         }
 
     def _loss_of(self, value: Any) -> Tensor:

@@ -49,10 +49,10 @@ class KrylovSpace:
             BasisRows(self.capacity + 1, unit, operator.dtype) if exact else RoundedRows(self.capacity + 1, unit)
         )
         self._product = torch.empty_like(start)
-        self.matrix = torch.zeros(0, 0, dtype=torch.float64)  # T
-        self.coupling = torch.zeros(0, dtype=torch.float64)
-        self.dropped = torch.zeros(0, dtype=torch.float64)
-        self.rounded = torch.zeros(0, dtype=torch.float64)
+        self.matrix = torch.zeros(0, 0, dtype=torch.float64, device="cpu")  # T
+        self.coupling = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self.dropped = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self.rounded = torch.zeros(0, dtype=torch.float64, device="cpu")
         self.scale = 0.0
         self.rounding = 0.0  # of a product, where an asymmetry gave reason to measure it
 
@@ -87,10 +87,10 @@ class KrylovSpace:
         self.scale = max(self.scale, float(column.abs().max()), norm)
         self._check_symmetry(column[:-1])
         self.matrix = self._rows.extended(self.matrix, column)
-        self.dropped = torch.cat([self.dropped, torch.zeros(1, dtype=torch.float64)])
+        self.dropped = torch.cat([self.dropped, torch.zeros(1, dtype=torch.float64, device="cpu")])
         lost = norm * self._rows.rounding(count)
-        self.rounded = torch.cat([self.rounded, torch.tensor([lost], dtype=torch.float64)])
-        self.coupling = torch.zeros(count, dtype=torch.float64)
+        self.rounded = torch.cat([self.rounded, torch.tensor([lost], dtype=torch.float64, device="cpu")])
+        self.coupling = torch.zeros(count, dtype=torch.float64, device="cpu")
         if norm > _BREAKDOWN_ROUNDINGS * torch.finfo(self.operator.dtype).eps * self.scale:
             self.coupling[-1] = norm
         elif not self.exhausted:
@@ -134,7 +134,7 @@ class KrylovSpace:
         residuals = self.residual_norms(coefficients)
         self._rotate(coefficients)
         self.dropped = residuals
-        self.coupling = torch.zeros(self.size, dtype=torch.float64)
+        self.coupling = torch.zeros(self.size, dtype=torch.float64, device="cpu")
         if not self.exhausted:
             self._set_random_direction()
 
@@ -142,7 +142,9 @@ class KrylovSpace:
         dropped = self._dropped_by(coefficients)
         rounded = coefficients.square().T @ self.rounded.square()
         self.matrix = self._rows.rotate(coefficients, self.matrix, self.coupling)
-        lost = self.scale * torch.tensor([self._rows.rounding(r) for r in range(self.size)], dtype=torch.float64)
+        lost = self.scale * torch.tensor(
+            [self._rows.rounding(r) for r in range(self.size)], dtype=torch.float64, device="cpu"
+        )
         self.dropped, self.rounded = dropped, (rounded + lost.square()).sqrt()
 
     def _set_random_direction(self) -> None:

@@ -138,7 +138,7 @@ class _Search:
         """The wanted Ritz pairs of the whole basis."""
         values, coefficients = _decreasing(space.matrix)
         index = self.wanted(space.size, self._k)
-        outside = torch.ones(space.size, dtype=torch.bool)
+        outside = torch.ones(space.size, dtype=torch.bool, device="cpu")
         outside[index] = False
         residuals, unwanted = space.residual_norms(coefficients), values[outside]
         bounds = error_bounds(values[index], residuals[index], unwanted, residuals[outside])
@@ -187,12 +187,13 @@ class _Search:
         residuals = (space.coupling[self._locked :] @ coefficients).abs()
         top = len(self.wanted(len(found), self._k)) if self._which == "largest" else (self._k + 1) // 2
         known = _SECOND_SEARCH_ACCURACY * float(values[0] - values[-1])
-        outside, inside = False, True
+        outside, inside, beyond = False, True, False
         for sign, position, count in ((1.0, 0, top), (-1.0, -1, self._locked - top)):
             if (sign > 0 and self._which == "smallest") or (sign < 0 and self._which == "largest") or count == 0:
                 continue
             edge = found[top - 1] if sign > 0 else found[top if self._which == "both" else 0]
             slack = float(self.allowed(space, edge))
+            beyond |= bool(sign * (values[position] - edge) > 0)
             outside |= bool(sign * (values[position] - edge) - residuals[position] > slack)
             inside &= bool(
                 sign * (values[position] - edge) + residuals[position] <= slack
@@ -202,8 +203,9 @@ class _Search:
             self._locked, self._found = 0, None
         self.verified = inside
         if inside and self._found is not None:  # the bounds claim no more than this search excludes
-            excluded = error_bounds(self._found.values, self._found.residuals, values, residuals)
-            excluded = excluded.minimum(self.allowed(space, self._found.values))
+            excluded = allowed = self.allowed(space, self._found.values)
+            if not beyond:
+                excluded = error_bounds(self._found.values, self._found.residuals, values, residuals).minimum(allowed)
             self._found = self._found._replace(bounds=self._found.bounds.maximum(excluded))
         return inside
 
@@ -214,8 +216,8 @@ class _Search:
         kept = max(1, (size - held) // 2) + (0 if locked else held)
         _, inner = _decreasing(space.matrix[locked:, locked:])
         inner = inner[:, self.wanted(size - locked, min(kept, size - locked - 1))]
-        coefficients = torch.zeros(size, locked + inner.shape[1], dtype=torch.float64)
-        coefficients[:locked, :locked] = torch.eye(locked, dtype=torch.float64)
+        coefficients = torch.zeros(size, locked + inner.shape[1], dtype=torch.float64, device="cpu")
+        coefficients[:locked, :locked] = torch.eye(locked, dtype=torch.float64, device="cpu")
         coefficients[locked:, locked:] = inner
         space.restart(coefficients)
 
@@ -223,7 +225,7 @@ class _Search:
         """The wanted pairs as tensors."""
         if self._found is not None and not space.exhausted:  # the locked rows are those pairs still
             pairs, converged = self._found, True
-            coefficients = torch.eye(space.size, self._locked, dtype=torch.float64)
+            coefficients = torch.eye(space.size, self._locked, dtype=torch.float64, device="cpu")
         else:
             pairs = self.pairs(space)
             coefficients, converged = pairs.coefficients, self.good(space, pairs)
@@ -280,7 +282,7 @@ def _warm_vector(H: Operator, warm_start: Eigenpairs | Tensor, which: Which, pro
     basis = warm_start.basis if isinstance(warm_start, Eigenpairs) else warm_start.T
     if basis.dim() != 2 or basis.shape[1] != H.size or len(basis) == 0:
         raise ValueError(f"warm_start: expected a basis of shape ({H.size}, m), got {tuple(basis.T.shape)}")
-    order = torch.arange(1, len(basis) + 1, dtype=torch.float64)
+    order = torch.arange(1, len(basis) + 1, dtype=torch.float64, device="cpu")
     rank = {"largest": order, "smallest": order.flip(0), "both": torch.minimum(order, order.flip(0))}[which]
     weights = rank**_WARM_EXPONENT
     weights = (weights / weights.norm()).to(dtype=H.dtype, device=H.device)

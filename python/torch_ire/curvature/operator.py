@@ -159,7 +159,7 @@ class Operator(ABC):
             flat = torch.as_tensor(vector.reshape(-1), dtype=self.dtype, device=self.device)
             return self.matvec(flat).cpu().numpy()
 
-        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        numpy_dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         return LinearOperator(self.shape, matvec=product, rmatvec=product, dtype=numpy_dtype)
 
 
@@ -248,6 +248,8 @@ def as_operator(source: Any, *, size: int | None = None) -> Operator:
         if rows != columns:
             raise ValueError(f"as_operator: expected a square operator, got shape {tuple(shape)}")
         if isinstance(source, Tensor):
+            if source.is_complex():
+                raise ValueError(f"as_operator: expected a real matrix, got {source.dtype}")
             dtype = source.dtype if source.dtype in (torch.float32, torch.float64) else torch.float32
             matrix = source.detach().to(dtype)
             return CallableOperator(lambda v: matrix @ v, rows, dtype=dtype, device=source.device)
@@ -270,4 +272,4 @@ def _numpy_operator(source: Any, size: int) -> Operator:
     import numpy as np
 
     dtype = torch.float32 if np.dtype(source.dtype or np.float64) == np.float32 else torch.float64
-    return CallableOperator(lambda v: torch.as_tensor(np.asarray(source @ v.numpy()).reshape(-1)), size, dtype=dtype)
+    return CallableOperator(lambda v: torch.from_numpy(np.asarray(source @ v.numpy()).reshape(-1)), size, dtype=dtype)

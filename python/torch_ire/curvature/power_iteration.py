@@ -143,7 +143,7 @@ class _Block:
         residual_rows = self._deflated(products - values.to(products)[:, None] * self._ritz_rows)
         self.values = values.tolist()
         self._residuals = torch.linalg.vector_norm(residual_rows, dim=1).tolist()
-        known = torch.tensor(self._residuals, dtype=torch.float64)
+        known = torch.tensor(self._residuals, dtype=torch.float64, device="cpu")
         wanted = self.wanted
         bounds = error_bounds(values, known, values[wanted:], known[wanted:]) if len(values) > wanted else known
         self._bounds = (bounds + self._rounding).tolist()
@@ -165,7 +165,9 @@ class _Block:
 
     def _leading_converged(self) -> int:
         scale = max(abs(v) for v in [*self.values, *self._found_values])
-        values, bounds = torch.tensor([self.values[: self.wanted], self._bounds[: self.wanted]], dtype=torch.float64)
+        values, bounds = torch.tensor(
+            [self.values[: self.wanted], self._bounds[: self.wanted]], dtype=torch.float64, device="cpu"
+        )
         good = bounds <= allowed_errors(values, self._tol, scale, self._H.dtype)
         return int(good.long().cumprod(0).sum())
 
@@ -191,10 +193,10 @@ class _Block:
         order = sorted(range(len(values)), key=lambda i: -values[i])
         unwanted = self.values[missing] if len(self.values) > missing else math.nan
         return Eigenpairs(
-            ritz_values=torch.tensor([values[i] for i in order], dtype=torch.float64),
+            ritz_values=torch.tensor([values[i] for i in order], dtype=torch.float64, device="cpu"),
             basis=basis[order],
-            residual_norms=torch.tensor([residuals[i] for i in order], dtype=torch.float64),
-            error_bounds=torch.tensor([bounds[i] for i in order], dtype=torch.float64),
+            residual_norms=torch.tensor([residuals[i] for i in order], dtype=torch.float64, device="cpu"),
+            error_bounds=torch.tensor([bounds[i] for i in order], dtype=torch.float64, device="cpu"),
             converged=self.wanted == 0,
             num_matvecs=num_matvecs,
             unwanted_value=unwanted,

@@ -52,7 +52,7 @@ def rayleigh_ritz(operator: Operator, rows: Tensor, *, tol: float, unwanted_valu
     theta = values.to(rows)[:, None]
     residual_rows = products - theta * vectors
     residuals = torch.linalg.vector_norm(residual_rows, dim=1, dtype=torch.float64).cpu()
-    others = torch.tensor([] if math.isnan(unwanted_value) else [unwanted_value], dtype=torch.float64)
+    others = torch.tensor([] if math.isnan(unwanted_value) else [unwanted_value], dtype=torch.float64, device="cpu")
     bounds = error_bounds(values, residuals, others, torch.zeros_like(others)) + rounding
     correctable = (residuals < _LONGEST_CORRECTION * values).to(rows.device)[:, None]
     divisors = theta.where(correctable, torch.ones_like(theta))

@@ -148,9 +148,10 @@ def spectral_density(
                 raise
             interrupted = True
     low, high = min(float(x.min()) for x in nodes), max(float(x.max()) for x in nodes)
-    width = high - low if high > low else max(abs(high), 1.0)
+    rounding = 8 * torch.finfo(H.dtype).eps * max(abs(low), abs(high))
+    width = high - low if high - low > rounding else max(abs(high), 1.0)
     sigma = broadening if broadening is not None else width / 100
-    grid = torch.linspace(low - 4 * sigma, high + 4 * sigma, num_points, dtype=torch.float64)
+    grid = torch.linspace(low - 4 * sigma, high + 4 * sigma, num_points, dtype=torch.float64, device="cpu")
     curves = torch.stack([_smoothed(grid, x, w, sigma) for x, w in zip(nodes, weights, strict=True)])
     error = curves.std(0) / math.sqrt(len(curves)) if len(curves) > 1 else torch.full_like(grid, math.nan)
     return SpectralDensity(grid, curves.mean(0), error, nodes, weights, sigma, H.num_matvecs - before, interrupted)

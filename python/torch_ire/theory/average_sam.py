@@ -75,13 +75,14 @@ def drift_rate(
 
 
 def halving_steps(eta: float, rho: float, kappa: float, *, replicas: int = 100, seed: int = 0) -> int:
-    """Steps in which the mean of u over the replicas falls from 1 to 1/2."""
+    """Steps in which the mean of u over the replicas falls from 1 to 1/2.
+
+    Raises:
+        RuntimeError: after four times the predicted number of steps.
+    """
     run = _run(eta, rho, kappa, replicas, d=4, exact=False, seed=seed)
-    u, steps = run.params[0], 0
-    while float(u.detach().mean()) > 0.5:
-        run.step()
-        steps += 1
-    return steps
+    u = run.params[0]
+    return run.steps_until(lambda: float(u.detach().mean()) <= 0.5, predicted_halving(eta, rho, kappa))
 
 
 def predicted_halving(eta: float, rho: float, kappa: float) -> float:

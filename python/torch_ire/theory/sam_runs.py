@@ -81,6 +81,24 @@ class SamRun:
         self._set_gradients(self._gradient)
         self._optimizer.second_step()
 
+    def steps_until(self, reached: Callable[[], bool], predicted: float) -> int:
+        """Step until a condition holds and count the steps.
+
+        Args:
+            reached: the condition.
+            predicted: the number of steps that theory gives.
+
+        Raises:
+            RuntimeError: after four times as many.
+        """
+        steps = 0
+        while not reached():
+            if steps > 4 * predicted:
+                raise RuntimeError(f"{steps} steps, where theory has {predicted:.0f}, were not enough")
+            self.step()
+            steps += 1
+        return steps
+
     def drift(self, steps: int, measured: Tensor, held: Tensor) -> Tensor:
         """Mean change of `measured` a step, put back to `held` after each: the drift at a point.
 

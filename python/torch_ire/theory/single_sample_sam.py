@@ -85,13 +85,13 @@ def drift_rate(eta: float, rho: float, kappa: float = 0.0, *, seed: int = 0) -> 
 
 
 def halving_steps(eta: float, rho: float, kappa: float, *, seed: int = 0) -> int:
-    """Steps in which u falls from 1 to 1/2."""
+    """Steps in which u falls from 1 to 1/2.
+
+    Raises:
+        RuntimeError: after four times the predicted number of steps.
+    """
     run = _Run(eta, rho, kappa, seed)
-    steps = 0
-    while run.params[0].item() > 0.5:
-        run.step()
-        steps += 1
-    return steps
+    return run.steps_until(lambda: run.params[0].item() <= 0.5, predicted_halving(eta, rho, kappa))
 
 
 def predicted_halving(eta: float, rho: float, kappa: float) -> float:
