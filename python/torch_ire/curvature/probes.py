@@ -1,4 +1,4 @@
-"""Seeded random vectors: the same ones on every device."""
+"""Seeded random vectors, the same on every device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["ProbeSource"]
 
 
 class ProbeSource:
-    """Draws random vectors for an operator from a generator of its own.
+    """Draws random vectors from its own generator.
 
-    The generator runs on the CPU, so a seed means the same vectors whatever the device, and torch's global random
-    state is never touched.
+    The generator runs on the CPU, so a seed gives the same vectors on every device. torch's global random state does
+    not change.
 
     Args:
         operator: gives length, dtype and device.
