@@ -2,8 +2,8 @@
 
     python -m benchmarks.curvature [--only projector lanczos products] [--repeats 15] [--millions 10]
 
-A ratio of times is the median over rounds of interleaved runs, so that other load affects both alike. Results go to benchmarks/results/curvature.json; `python -m benchmarks.report --write` puts them into
-docs/curvature.md.
+A ratio of times is the median over rounds of interleaved runs, so that other load affects both alike. Results go to
+benchmarks/results/curvature.json; `python -m benchmarks.report --write` puts them into docs/curvature.md.
 """
 
 from __future__ import annotations

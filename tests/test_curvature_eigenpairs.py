@@ -42,7 +42,7 @@ def check(pairs, matrix, k, which, rtol):
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "both"])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_every_spectrum_and_end(name, which):
+def test_lanczos_matches_dense_eigenvalues_of_every_spectrum_and_end(name, which):
     matrix = rotated(SPECTRA[name])
     pairs = lanczos(matrix, 6, which=which, tol=1e-7)
     assert pairs.converged
@@ -50,7 +50,7 @@ def test_every_spectrum_and_end(name, which):
 
 
 def test_another_default_device_does_not_matter():
-    """As after torch.set_default_device("cuda"): what is small and on the CPU stays there."""
+    """As after torch.set_default_device("cuda"): small tensors of the solvers stay on the CPU."""
     matrix = rotated(linspace(0, 1, 50), dtype=torch.float32)
     with torch.device("meta"):
         values = lanczos(matrix, 3, storage=torch.bfloat16).ritz_values
@@ -96,7 +96,7 @@ def test_all_eigenpairs_of_a_small_matrix():
     check(pairs, matrix, 5, "largest", 1e-9)
 
 
-def test_identity_breaks_down_at_step_one_and_goes_on():
+def test_identity_continues_in_random_directions():
     pairs = lanczos(torch.eye(400, dtype=torch.float64), 5, verify=False)
     assert pairs.num_matvecs == 6
     torch.testing.assert_close(pairs.ritz_values, torch.ones(5, dtype=torch.float64))
@@ -132,7 +132,7 @@ def test_products_are_counted_and_seeded():
     assert not torch.equal(first.basis, other.basis)
 
 
-def test_running_out_of_products_is_said():
+def test_max_matvecs_returns_unconverged_pairs():
     matrix = rotated(linspace(0, 1, 300))
     pairs = lanczos(matrix, 10, tol=1e-8, max_matvecs=15)
     assert not pairs.converged
@@ -144,7 +144,7 @@ def test_running_out_of_products_is_said():
     assert len(few.ritz_values) == 4
 
 
-def test_keyboard_interrupt_returns_what_there_is():
+def test_keyboard_interrupt_returns_the_present_pairs():
     matrix = rotated(linspace(0, 1, 300))
     calls = []
 
@@ -163,7 +163,7 @@ def test_keyboard_interrupt_returns_what_there_is():
 
 
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])
-def test_asymmetry_is_detected_and_said(solver):
+def test_an_asymmetric_operator_raises(solver):
     matrix = rotated(linspace(0, 1, 100))
     matrix[3, 7] += 0.5
     with pytest.raises(ValueError, match=r"not symmetric: v\d \. H v"):
@@ -184,7 +184,7 @@ def cancelling(matrix):
 
 @pytest.mark.parametrize(("rounded", "scale"), [(rounded_to_bfloat16, 1.0), (cancelling, 5e-4)])
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])
-def test_rounding_of_the_products_is_no_asymmetry_and_is_in_the_error_bounds(rounded, scale, solver):
+def test_error_bounds_include_the_rounding_of_products(rounded, scale, solver):
     matrix = rotated([1.0, 0.8, 0.6, *linspace(-0.1, 0.1, 97)])
     operator = rounded(matrix)
     operator.symmetry_tolerance = 1e-7
@@ -208,7 +208,7 @@ def test_a_tolerance_below_the_rounding_of_the_products_is_not_claimed(rounded):
 
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])
 @pytest.mark.parametrize("rounded", [rounded_to_bfloat16, cancelling])
-def test_an_asymmetry_beyond_the_rounding_is_refused_with_its_numbers(solver, rounded):
+def test_an_asymmetry_beyond_rounding_raises_with_its_numbers(solver, rounded):
     matrix = rotated([1.0, 0.8, 0.6, *linspace(-0.1, 0.1, 97)])
     matrix += 0.1 * torch.randn(100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with pytest.raises(
@@ -218,7 +218,7 @@ def test_an_asymmetry_beyond_the_rounding_is_refused_with_its_numbers(solver, ro
 
 
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])
-def test_nan_is_detected_and_said(solver):
+def test_nan_products_raise(solver):
     with pytest.raises(FloatingPointError, match=r"matvec \d: .* nan or inf"):
         solver(lambda v: v * float("nan"), 2, size=10)
 

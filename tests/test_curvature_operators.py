@@ -1,4 +1,4 @@
-"""Products against dense derivatives, and models left as found."""
+"""Products against dense derivatives, without side effects on the model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_product_equals_the_dense_hessian(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("training", [True, False])
-def test_model_is_left_as_found(problem, method, training):
+def test_products_do_not_change_the_model(problem, method, training):
     model, x, y = problem
     model.train(training)
     for param in model.parameters():
@@ -131,7 +131,7 @@ def test_batches_average_to_the_whole(problem, method):
     torch.testing.assert_close(gradient, whole.loss_and_gradient()[1], rtol=1e-4, atol=1e-7)
 
 
-def test_shuffling_is_said(problem):
+def test_a_shuffling_loader_raises(problem):
     model, x, y = problem
     loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
     H = HessianOperator(lambda b: cross_entropy(model(b[0]), b[1]), model.parameters(), data=loader)
@@ -139,7 +139,7 @@ def test_shuffling_is_said(problem):
         H.matvec(torch.ones(H.size))
 
 
-def test_state_outside_buffers_is_said(problem):
+def test_state_outside_buffers_raises(problem):
     model, x, y = problem
     calls = []
 
@@ -152,7 +152,7 @@ def test_state_outside_buffers_is_said(problem):
         H.matvec(torch.ones(H.size))
 
 
-def test_a_changing_number_of_batches_is_said(problem):
+def test_a_changing_number_of_batches_raises(problem):
     model, x, y = problem
 
     class Shrinking:
@@ -276,7 +276,7 @@ def test_matvec_checks_its_vector(vector, message):
         as_operator(torch.eye(3)).matvec(vector)
 
 
-def test_operator_checks_what_it_is_given():
+def test_operator_checks_sizes_and_types():
     with pytest.raises(ValueError, match="returned shape"):
         CallableOperator(lambda v: v[:2], 3).matvec(torch.ones(3))
     with pytest.raises(TypeError, match="expected a tensor"):

@@ -1,4 +1,4 @@
-"""Scopes that leave no trace: nested, interleaved over threads, and left by an exception."""
+"""Scopes without side effects: nested, interleaved over threads, and left by an exception."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_amplify_is_the_step_of_exact_ire(storage, decay):
     torch.testing.assert_close(found, theta + 4.0 * projector(delta), rtol=1e-6, atol=1e-6)
 
 
-def test_amplify_leaves_strangers_alone_and_counts_the_missing_as_not_moved():
+def test_amplify_ignores_unknown_parameters_and_takes_missing_ones_as_unmoved():
     _, a, b, H = two_parameters()
     projector = FlatProjector.from_operator(H, 3)
     stranger = torch.ones(4)
@@ -159,7 +159,7 @@ def test_refresh_follows_with_m_products():
     assert torch.equal(projector.basis, pairs.basis)
 
 
-def test_refresh_runs_lanczos_where_the_basis_is_stale_or_when_due():
+def test_refresh_runs_lanczos_if_the_basis_is_stale_or_when_due():
     moving = Moving()
     projector = FlatProjector.from_operator(moving.operator(), 3, tol=1e-6, full_interval=3)
     moving.turn(1.0)
@@ -287,13 +287,13 @@ def test_a_parameter_frozen_after_construction_is_a_constant(method):
         projector.refresh()
 
 
-def test_directions_that_are_not_good_are_said():
+def test_unconverged_directions_warn():
     diagonal = torch.linspace(0.99, 1, 3000)
     with pytest.warns(UserWarning, match=r"10 of 10 directions, .* \(out of products\)"):
         FlatProjector.from_operator(torch.diag(diagonal), m=10, tol=1e-9)
 
 
-def test_full_refresh_sees_what_rose_outside_the_basis():
+def test_full_refresh_finds_directions_outside_the_basis():
     diagonal = torch.cat([torch.tensor([9.0, 8.0]), torch.linspace(0, 1, 98)]).double()
     projector = FlatProjector.from_operator(CallableOperator(lambda v: diagonal * v, 100, dtype=torch.float64), 2)
     diagonal[50] = 20.0
@@ -303,7 +303,7 @@ def test_full_refresh_sees_what_rose_outside_the_basis():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_project_and_say_that_they_cannot_refresh(copied):
+def test_copies_project_but_do_not_refresh(copied):
     H = two_parameters()[3]
     projector = FlatProjector.from_operator(H, 3)
     other = copied(projector)

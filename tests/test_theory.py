@@ -1,4 +1,4 @@
-"""Closed forms of the paper, by the public optimizers. The whole set of experiments is `torch-ire theory`."""
+"""Closed forms of the paper through the public optimizers. `torch-ire theory` runs all experiments."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_standard_sam_end_to_end():
 
 
 @pytest.mark.parametrize("module", [b_module, c_module])
-def test_a_run_that_does_not_get_there_ends(module, monkeypatch):
+def test_a_run_far_beyond_its_prediction_raises(module, monkeypatch):
     monkeypatch.setattr(module, "predicted_halving", lambda *_: 3.0)
     with pytest.raises(RuntimeError, match="13 steps, where theory has 3, were not enough"):
         module.halving_steps(0.01, 0.2, 4.0)

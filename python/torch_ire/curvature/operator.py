@@ -135,7 +135,7 @@ class Operator(ABC):
         Raises:
             ValueError: if two entries differ by more than the rounding of a product.
 
-        Cost: two products if two entries differ by more than `symmetry_tolerance`.
+        Cost: four products if two entries differ by more than `symmetry_tolerance`.
         """
         small = (rows @ products.T).to(torch.float64).cpu()
         rounding = 0.0
