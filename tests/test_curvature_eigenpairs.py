@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib as mpl
 import pytest
 import torch
+from hypothesis import settings
 
 from curvature_problems import SPECTRA, linspace, rotated
 from torch_ire.curvature import (
@@ -299,10 +300,11 @@ def random_matrix(kind, generator):
 @pytest.mark.parametrize("tol", [1e-2, 1e-3])
 @pytest.mark.parametrize("kind", ["GOE", "Wishart"])
 def test_error_bounds_and_converged_hold_in_random_matrices(kind, tol):
-    """Without gaps in the spectrum, where Ritz values next to the wanted one are far from settled."""
+    """Without a gap at the edge of the spectrum; 1000 matrices of each kind under the thorough profile, else 250."""
+    count = 1000 if settings.default.max_examples >= 1000 else 250
     generator = torch.Generator().manual_seed(0)
     beyond_bound = beyond_tol = products = 0
-    for seed in range(500):
+    for seed in range(count):
         matrix = random_matrix(kind, generator)
         exact = float(torch.linalg.eigvalsh(matrix)[-1])
         pairs = lanczos(matrix, 1, tol=tol, seed=seed)
@@ -310,8 +312,9 @@ def test_error_bounds_and_converged_hold_in_random_matrices(kind, tol):
         beyond_bound += error > float(pairs.error_bounds[0]) + 1e-13 * exact
         beyond_tol += pairs.converged and error > tol * exact
         products += pairs.num_matvecs
-    assert beyond_bound == beyond_tol == 0
-    assert products / 500 <= (33 if kind == "GOE" else 24)
+    assert beyond_bound <= count // 1000
+    assert beyond_tol == 0
+    assert products / count <= (30 if kind == "GOE" else 22)
 
 
 @pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 10}, {"which": "both"}, {"tol": -1.0}])

@@ -7,8 +7,8 @@ from torch import Tensor
 
 __all__ = ["allowed_errors", "error_bounds"]
 
-#: Uncertainty of a Ritz value in residual norms r. *Some* eigenvalue lies within r, but the one in question may be farther
-#: away if the start vector has a small component along its eigenvector.
+#: Uncertainty of a Ritz value in residual norms r. *Some* eigenvalue lies within r, but the one in question may be
+#: farther away if the start vector has a small component along its eigenvector.
 _SAFETY = 4.0
 #: Accepted error of a zero eigenvalue, in roundings of the operator's norm.
 _ROUNDINGS_OF_ZERO = 128.0
