@@ -86,7 +86,7 @@ def test_spectral_density_moments_and_mass():
 
 
 def test_spectral_density_has_no_ghosts():
-    # One eigenvalue far out must have one node, whatever the number of steps.
+    # An outlying eigenvalue must have one node after any number of steps.
     matrix = rotated([50.0, *linspace(-1, 1, 99)])
     found = spectral_density(matrix, num_probes=3, num_steps=90)
     for nodes, weights in zip(found.nodes, found.weights, strict=True):

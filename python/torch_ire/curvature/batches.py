@@ -75,12 +75,12 @@ def check_same_batches(average: BatchAverage, gradient: Callable[[Any], tuple[fl
         if index >= len(first):
             continue
         before, now = first[index], _fingerprint(average, batch, gradient)
-        for what, reason in _REASONS.items():
-            if not _equal(before[what], now[what]):
+        for quantity, reason in _REASONS.items():
+            if not _equal(before[quantity], now[quantity]):
                 raise RuntimeError(
-                    f"data: batch {index} is not the same in a second pass: its {what} went from {before[what]} to "
-                    f"{now[what]}. {reason} Products with a changing operator are not products with one matrix; pass "
-                    "check_deterministic=False to skip this check"
+                    f"data: batch {index} is not the same in a second pass: its {quantity} went from "
+                    f"{before[quantity]} to {now[quantity]}. {reason} All products must be with one matrix; "
+                    "check_deterministic=False skips this check"
                 )
     if count != len(first):
         raise RuntimeError(f"data: the first pass had {len(first)} batches, the second {count}")

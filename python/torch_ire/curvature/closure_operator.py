@@ -74,7 +74,7 @@ class ClosureOperator(Operator):
 
     @abstractmethod
     def _linearize(self, value: Any) -> Any:
-        """Whatever several products at the same parameters can share, from the closure's value."""
+        """State that products at the same parameters can share, from the closure's value."""
 
     @abstractmethod
     def _multiply(self, held: Any, pieces: list[Tensor]) -> list[Tensor]:
@@ -120,9 +120,7 @@ class ClosureOperator(Operator):
     def _evaluate(self, *batch: Any) -> Any:
         """The closure's value in the current scope, checked."""
         if not any(param.requires_grad for param in self._params):
-            raise ValueError(
-                f"params: all {len(self._params)} parameters have been frozen; nothing is left to derive by"
-            )
+            raise ValueError(f"params: all {len(self._params)} parameters have been frozen")
         value = self._closure(*batch)
         loss = self._loss_of(value)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -139,7 +137,7 @@ class ClosureOperator(Operator):
     def linearized(self) -> Iterator[Operator]:
         """Hold the graph of the gradient, so that a product inside costs one backward pass through it.
 
-        An average over `data` evaluates each batch anew. The parameters must not change inside.
+        With `data`, every product evaluates each batch again. The parameters must not change inside.
         """
         self._depth += 1
         try:

@@ -125,11 +125,11 @@ def trace(
     the complement of Q; for a decaying spectrum its error falls as 1/n instead of 1/sqrt(n).
 
     Args:
-        operator: what `as_operator` takes.
+        operator: anything that `as_operator` takes.
         num_matvecs: number of products, at least 2; for Hutch++ at least 6. Hutch++ is exact if a third of them spans
             the space.
         method: "hutch++" or "hutchinson".
-        seed: of the random signs.
+        seed: seed of the random signs.
         size: p, required for a plain callable.
         progress: None shows a bar on a terminal, False never does.
 
@@ -189,9 +189,9 @@ def frobenius_norm(
     r"""Frobenius norm, from :math:`\|H\|_F^2 = E \|H z\|^2` over random signs z.
 
     Args:
-        operator: what `as_operator` takes.
+        operator: anything that `as_operator` takes.
         num_matvecs: number of products, at least 2.
-        seed: of the random signs.
+        seed: seed of the random signs.
         size: p, required for a plain callable.
         progress: None shows a bar on a terminal, False never does.
 
@@ -231,9 +231,9 @@ def diagonal(
     r"""Diagonal, as the mean of :math:`z \odot H z` over random signs z: unbiased, exact for a diagonal H.
 
     Args:
-        operator: what `as_operator` takes.
+        operator: anything that `as_operator` takes.
         num_matvecs: number of products, at least 2.
-        seed: of the random signs.
+        seed: seed of the random signs.
         size: p, required for a plain callable.
         progress: None shows a bar on a terminal, False never does.
 

@@ -244,7 +244,7 @@ class FlatProjector:
             )
 
     def refresh(self, *, full: bool = False, progress: bool | None = False) -> Eigenpairs:
-        """Follow the eigenvectors to the operator's present state. Whatever is raised, the projector stays as it was.
+        """Follow the eigenvectors to the operator's present state. On any exception the projector does not change.
 
         The m products with the old basis give its Ritz values, their residuals and, by one step of subspace iteration,
         a better basis. If the residuals are too large, or `full_interval` is due, Lanczos runs from that basis.

@@ -28,7 +28,7 @@ class HessianOperator(ClosureOperator):
         params: parameters, or names with parameters (`model.named_parameters()`); a subset gives the corresponding
             block. Devices and dtypes may differ; flat vectors are on the first one's device, float64 if any parameter
             is, else float32. A parameter frozen later counts as constant: its row and column are zero.
-        data: batches, iterated anew for each product; the operator is the mean over their samples.
+        data: batches, iterated once per product; the operator is the mean over their samples.
         batch_size: number of samples of a batch; default: length of its first tensor.
         check_deterministic: with `data`, compare two passes before the first product.
         method: `"reverse"` (reverse over reverse), `"forward"` (forward over reverse), `"finite_difference"` (central
@@ -36,7 +36,7 @@ class HessianOperator(ClosureOperator):
             `"finite_difference"` for sharded parameters (FSDP2, tensor parallel), whose hooks support first derivatives
             alone: all ranks take part in every product, each with flat vectors of all coordinates, and parameters
             outside the list must be frozen. Else it is `"reverse"`: a solver holds the graph of the gradient, and a
-            product is one backward pass through it, while forward over reverse runs the model anew.
+            product is one backward pass through it, while forward over reverse runs the model again.
 
     Raises:
         ValueError: if a parameter is frozen, complex or listed twice, the loss has no graph, or the parameters are

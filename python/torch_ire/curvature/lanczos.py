@@ -63,7 +63,7 @@ def lanczos(
         warm_start: the result of an earlier run or a basis as columns (p, m), ordered by decreasing eigenvalue.
         verify: search again, from a random vector orthogonal to the pairs found, for further copies of repeated
             eigenvalues and for eigenvalues that the start vector missed. Costs about another run. None: if p <= 1000.
-        storage: dtype of the basis. bfloat16, with a float32 operator, halves its memory in twice the time. Rounding
+        storage: dtype of the basis. bfloat16, with a float32 operator, halves its memory, not the time. Rounding
             moves each row by u = 0.0016 of its length and limits residual norms to u times the couplings of the steps
             (0.0005 ||H|| is typical) and eigenvalue errors to the square of that over the gap. `residual_norms` and
             `error_bounds` include it, so a tolerance out of reach ends with `converged=False`.

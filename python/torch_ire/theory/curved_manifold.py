@@ -1,6 +1,6 @@
 """Experiment D: a curved manifold whose flat direction mixes coordinates, through SAMIRE.
 
-L = sum over 4 pairs of (a b - 1)^2 / 2. The imbalance a^2 - b^2 decays as exp(-2 eta_eff t), whatever the targets.
+L = sum over 4 pairs of (a b - 1)^2 / 2. The imbalance a^2 - b^2 decays as exp(-2 eta_eff t), for any targets.
 The ideal rate is (1 + kappa) eta rho^2 / p for average SAM and (1 + kappa) eta rho^2 for SAM with one sample per step.
 The diagonal mask reaches a part of it, the exact projector nearly all.
 """
