@@ -277,6 +277,7 @@ def test_power_iteration(name, which):
 def test_power_iteration_tells_largest_from_largest_in_magnitude():
     matrix = rotated([4.0, *linspace(-1, 1, 50), -9.0])
     assert abs(power_iteration(matrix).ritz_values[0] - 4.0) < 0.01
+    assert not power_iteration(matrix).verified
     assert abs(power_iteration(matrix, which="magnitude").ritz_values[0] + 9.0) < 0.01
 
 

@@ -382,6 +382,27 @@ def test_finite_difference_restores_after_an_error():
     assert torch.equal(H.matvec(torch.zeros(2)), torch.zeros(2))
 
 
+def test_an_interrupted_restore_of_the_parameters_is_repeated(monkeypatch):
+    theta, other = (torch.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    H = HessianOperator(lambda: ((theta * other) ** 4).sum(), [theta, other], method="finite_difference")
+    write, calls = H._write, []
+
+    def interrupted(values):
+        calls.append(1)
+        if len(calls) == 3:  # plus, minus, restore
+            with torch.no_grad():
+                theta.copy_(values[0])
+            raise KeyboardInterrupt
+        write(values)
+
+    monkeypatch.setattr(H, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        H.matvec(torch.ones(4))
+    assert len(calls) == 4
+    assert torch.equal(theta, torch.tensor([1.0, 2.0]))
+    assert torch.equal(other, torch.tensor([1.0, 2.0]))
+
+
 def test_unknown_method():
     theta = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="method"):

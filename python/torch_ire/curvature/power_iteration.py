@@ -53,7 +53,7 @@ def power_iteration(
         progress: None shows a bar on a terminal, False never does.
 
     Returns:
-        `Eigenpairs`; `verified` equals `converged`, since every row starts from its own random vector.
+        `Eigenpairs`; `verified` is False, since there is no second search.
 
     Raises:
         ValueError: if k, which, tol or warm_start is out of range, or the operator is not symmetric.
@@ -201,6 +201,6 @@ class _Block:
             converged=self.wanted == 0,
             num_matvecs=num_matvecs,
             unwanted_value=unwanted,
-            verified=self.wanted == 0,
+            verified=False,
             interrupted=interrupted,
         )
