@@ -1,10 +1,9 @@
-"""Curvature on the CPU: the projector against torch, Lanczos outside of its products, and numbers of products.
+"""Curvature on the CPU: the projector against torch, Lanczos without its products, and numbers of products.
 
     python -m benchmarks.curvature [--only projector lanczos products] [--repeats 15] [--millions 10]
 
-Ratios of times are within a round of interleaved runs, the median over the rounds: what else the machine does hits both
-alike. Results go to benchmarks/results/curvature.json; `python -m benchmarks.report --write` puts them into
-docs/curvature.md.
+A ratio of times is the median over rounds of interleaved runs, so that other load affects both alike. Results go to
+benchmarks/results/curvature.json; `python -m benchmarks.report --write` puts them into docs/curvature.md.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ NETWORKS, STARTS = 6, 4
 
 
 def projector(repeats: int, millions: int) -> dict[str, Any]:
-    """The projector v - Q^T Q v for 20 rows: ours, with both storages, over the line of torch that it equals."""
+    """The projector v - Q^T Q v for 20 rows, with both storages, over the same expression in torch."""
     size = millions * 1_000_000
     basis, vector = torch.randn(ROWS, size) / size**0.5, torch.randn(size)
     half = basis.bfloat16()
@@ -47,7 +46,7 @@ def projector(repeats: int, millions: int) -> dict[str, Any]:
 
 
 def lanczos_overhead(repeats: int, millions: int) -> dict[str, Any]:
-    """Thirty steps without the time of the products, over the bytes of two reads of the basis a pass, at copy speed."""
+    """Thirty steps without the time of the products, over two reads of the basis per pass at copy bandwidth."""
     size = millions * 1_000_000
     diagonal = torch.linspace(0, 1, size) ** 8
     spent = 0.0
@@ -70,7 +69,7 @@ def lanczos_overhead(repeats: int, millions: int) -> dict[str, Any]:
         return 4 * 8 * 5 * size / (time.perf_counter() - start)
 
     basis_reads = 4 * sum(range(1, STEPS + 1))
-    vector_traffic = 6 * STEPS + STEPS + 10  # of w and the new row each step, and of the Ritz vectors at the end
+    vector_traffic = 6 * STEPS + STEPS + 10  # w and the new row in each step, the Ritz vectors at the end
     moved = 4 * size * (basis_reads + vector_traffic)
     results = {}
     for name, storage in (("float32", None), ("bfloat16", torch.bfloat16)):
@@ -92,7 +91,7 @@ def lanczos_overhead(repeats: int, millions: int) -> dict[str, Any]:
 
 
 def plain_steps(operator: Any, seed: int, exact: Tensor) -> int:
-    """Steps after which the Ritz values of an unrestarted run are as good as asked: the least any rule can take."""
+    """Steps after which the Ritz values of an unrestarted run are within 1e-5: the minimum for any stopping rule."""
     from torch_ire.curvature.krylov import KrylovSpace
     from torch_ire.curvature.probes import ProbeSource
 
@@ -108,7 +107,7 @@ def plain_steps(operator: Any, seed: int, exact: Tensor) -> int:
 
 
 def relative_error(values: Tensor, exact: Tensor) -> float:
-    """The largest."""
+    """The largest relative error."""
     return float(((values - exact) / exact).abs().max())
 
 
@@ -139,7 +138,7 @@ def products(*_: int) -> dict[str, Any]:
         moving.train(10)
         pairs = flat.refresh()
         counts["refresh"].append(pairs.num_matvecs)
-        # of the span that the projector now takes out, by products that are the benchmark's own
+        # of the span that the projector now removes, from separate products
         small = flat.basis @ torch.stack([later.hessian().matvec(row) for row in flat.basis]).T
         errors["refresh"].append(relative_error(torch.linalg.eigvalsh((small + small.T) / 2).flip(0), truth["warm"]))
         of_network = {name: counts[name][-STARTS:] for name in ("least", "cold", "warm")}

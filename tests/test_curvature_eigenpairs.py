@@ -5,9 +5,19 @@ from __future__ import annotations
 import matplotlib as mpl
 import pytest
 import torch
+from hypothesis import settings
 
 from curvature_problems import SPECTRA, linspace, rotated
-from torch_ire.curvature import CallableOperator, Eigenpairs, lanczos, power_iteration
+from torch_ire.curvature import (
+    CallableOperator,
+    Eigenpairs,
+    FlatProjector,
+    lanczos,
+    power_iteration,
+    spectral_density,
+    stability,
+    trace,
+)
 
 
 def expected(matrix, k, which):
@@ -33,11 +43,29 @@ def check(pairs, matrix, k, which, rtol):
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "both"])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_every_spectrum_and_end(name, which):
+def test_lanczos_matches_dense_eigenvalues_of_every_spectrum_and_end(name, which):
     matrix = rotated(SPECTRA[name])
     pairs = lanczos(matrix, 6, which=which, tol=1e-7)
     assert pairs.converged
     check(pairs, matrix, 6, which, 1e-6)
+
+
+def test_another_default_device_does_not_matter():
+    """As after torch.set_default_device("cuda"): small tensors of the solvers stay on the CPU."""
+    matrix = rotated(linspace(0, 1, 50), dtype=torch.float32)
+    with torch.device("meta"):
+        values = lanczos(matrix, 3, storage=torch.bfloat16).ritz_values
+        block = power_iteration(matrix, 1, tol=1e-2).ritz_values
+        limit = stability(matrix, lr=0.5).lambda_max
+        exact = trace(matrix).value
+        density = spectral_density(matrix, num_points=16)
+        refreshed = FlatProjector.from_operator(matrix, 2, storage=torch.bfloat16).refresh().ritz_values
+    torch.testing.assert_close(values, expected(matrix, 3, "largest"), rtol=2e-3, atol=0)
+    torch.testing.assert_close(refreshed, expected(matrix, 2, "largest"), rtol=2e-3, atol=0)
+    assert float(block) == pytest.approx(1.0, rel=2e-2)
+    assert limit == pytest.approx(1.0, rel=2e-3)
+    assert exact == pytest.approx(25.0, rel=1e-2)
+    assert density.grid.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", ["simple", "clustered", "indefinite"])
@@ -69,7 +97,7 @@ def test_all_eigenpairs_of_a_small_matrix():
     check(pairs, matrix, 5, "largest", 1e-9)
 
 
-def test_identity_breaks_down_at_step_one_and_goes_on():
+def test_identity_continues_in_random_directions():
     pairs = lanczos(torch.eye(400, dtype=torch.float64), 5, verify=False)
     assert pairs.num_matvecs == 6
     torch.testing.assert_close(pairs.ritz_values, torch.ones(5, dtype=torch.float64))
@@ -105,7 +133,7 @@ def test_products_are_counted_and_seeded():
     assert not torch.equal(first.basis, other.basis)
 
 
-def test_running_out_of_products_is_said():
+def test_max_matvecs_returns_unconverged_pairs():
     matrix = rotated(linspace(0, 1, 300))
     pairs = lanczos(matrix, 10, tol=1e-8, max_matvecs=15)
     assert not pairs.converged
@@ -117,7 +145,7 @@ def test_running_out_of_products_is_said():
     assert len(few.ritz_values) == 4
 
 
-def test_keyboard_interrupt_returns_what_there_is():
+def test_keyboard_interrupt_returns_the_present_pairs():
     matrix = rotated(linspace(0, 1, 300))
     calls = []
 
@@ -136,7 +164,7 @@ def test_keyboard_interrupt_returns_what_there_is():
 
 
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])
-def test_asymmetry_is_detected_and_said(solver):
+def test_an_asymmetric_operator_raises(solver):
     matrix = rotated(linspace(0, 1, 100))
     matrix[3, 7] += 0.5
     with pytest.raises(ValueError, match=r"not symmetric: v\d \. H v"):
@@ -157,7 +185,7 @@ def cancelling(matrix):
 
 @pytest.mark.parametrize(("rounded", "scale"), [(rounded_to_bfloat16, 1.0), (cancelling, 5e-4)])
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])
-def test_rounding_of_the_products_is_no_asymmetry_and_is_in_the_error_bounds(rounded, scale, solver):
+def test_error_bounds_include_the_rounding_of_products(rounded, scale, solver):
     matrix = rotated([1.0, 0.8, 0.6, *linspace(-0.1, 0.1, 97)])
     operator = rounded(matrix)
     operator.symmetry_tolerance = 1e-7
@@ -181,7 +209,7 @@ def test_a_tolerance_below_the_rounding_of_the_products_is_not_claimed(rounded):
 
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])
 @pytest.mark.parametrize("rounded", [rounded_to_bfloat16, cancelling])
-def test_an_asymmetry_beyond_the_rounding_is_refused_with_its_numbers(solver, rounded):
+def test_an_asymmetry_beyond_rounding_raises_with_its_numbers(solver, rounded):
     matrix = rotated([1.0, 0.8, 0.6, *linspace(-0.1, 0.1, 97)])
     matrix += 0.1 * torch.randn(100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with pytest.raises(
@@ -191,7 +219,7 @@ def test_an_asymmetry_beyond_the_rounding_is_refused_with_its_numbers(solver, ro
 
 
 @pytest.mark.parametrize("solver", [lanczos, power_iteration])
-def test_nan_is_detected_and_said(solver):
+def test_nan_products_raise(solver):
     with pytest.raises(FloatingPointError, match=r"matvec \d: .* nan or inf"):
         solver(lambda v: v * float("nan"), 2, size=10)
 
@@ -249,6 +277,7 @@ def test_power_iteration(name, which):
 def test_power_iteration_tells_largest_from_largest_in_magnitude():
     matrix = rotated([4.0, *linspace(-1, 1, 50), -9.0])
     assert abs(power_iteration(matrix).ritz_values[0] - 4.0) < 0.01
+    assert not power_iteration(matrix).verified
     assert abs(power_iteration(matrix, which="magnitude").ritz_values[0] + 9.0) < 0.01
 
 
@@ -271,11 +300,12 @@ def random_matrix(kind, generator):
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-3])
 @pytest.mark.parametrize("kind", ["GOE", "Wishart"])
-def test_error_bounds_and_converged_hold_in_999_of_1000_random_matrices(kind, tol):
-    """Without gaps in the spectrum, where Ritz values next to the wanted one are far from settled."""
+def test_error_bounds_and_converged_hold_in_random_matrices(kind, tol):
+    """Without a gap at the edge of the spectrum; 1000 matrices of each kind under the thorough profile, else 250."""
+    count = 1000 if settings.default.max_examples >= 1000 else 250
     generator = torch.Generator().manual_seed(0)
     beyond_bound = beyond_tol = products = 0
-    for seed in range(1000):
+    for seed in range(count):
         matrix = random_matrix(kind, generator)
         exact = float(torch.linalg.eigvalsh(matrix)[-1])
         pairs = lanczos(matrix, 1, tol=tol, seed=seed)
@@ -283,9 +313,9 @@ def test_error_bounds_and_converged_hold_in_999_of_1000_random_matrices(kind, to
         beyond_bound += error > float(pairs.error_bounds[0]) + 1e-13 * exact
         beyond_tol += pairs.converged and error > tol * exact
         products += pairs.num_matvecs
-    assert beyond_bound <= 1
-    assert beyond_tol <= 1
-    assert products / 1000 <= (33 if kind == "GOE" else 24)
+    assert beyond_bound <= count // 1000
+    assert beyond_tol == 0
+    assert products / count <= (30 if kind == "GOE" else 22)
 
 
 @pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 10}, {"which": "both"}, {"tol": -1.0}])

@@ -21,7 +21,7 @@ def coverage(estimates, exact):
     return sum(((e.value - exact) / e.standard_error) ** 2 for e in estimates) / len(estimates)
 
 
-def test_trace_hutchinson_is_unbiased_and_its_error_honest():
+def test_hutchinson_trace_is_unbiased_with_a_correct_standard_error():
     exact = float(MATRIX.trace())
     estimates = [trace(MATRIX, method="hutchinson", num_matvecs=40, seed=s) for s in range(40)]
     assert abs(sum(e.value for e in estimates) / 40 - exact) < 4 * estimates[0].standard_error / math.sqrt(40)
@@ -41,7 +41,7 @@ def test_hutchpp_beats_hutchinson_on_a_decaying_spectrum():
     assert trace(matrix, num_matvecs=60).num_matvecs == 60
 
 
-def test_hutchpp_is_exact_where_it_spans_everything():
+def test_hutchpp_is_exact_if_it_spans_the_space():
     found = trace(torch.diag(torch.arange(5.0)))
     assert found.value == pytest.approx(10.0, abs=1e-4)
     assert found.standard_error == 0.0
@@ -86,7 +86,7 @@ def test_spectral_density_moments_and_mass():
 
 
 def test_spectral_density_has_no_ghosts():
-    # One eigenvalue far out must have one node, whatever the number of steps.
+    # An outlying eigenvalue must have one node after any number of steps.
     matrix = rotated([50.0, *linspace(-1, 1, 99)])
     found = spectral_density(matrix, num_probes=3, num_steps=90)
     for nodes, weights in zip(found.nodes, found.weights, strict=True):
@@ -118,13 +118,13 @@ def test_bad_arguments(call, message):
 
 
 @pytest.mark.parametrize("estimator", [trace, frobenius_norm, diagonal, spectral_density])
-def test_nan_is_said(estimator):
+def test_nan_products_raise(estimator):
     with pytest.raises(FloatingPointError, match="nan or inf"):
         estimator(lambda v: v * float("nan"), size=10)
 
 
 @pytest.mark.parametrize("estimator", [trace, frobenius_norm, diagonal, spectral_density])
-def test_interrupt_returns_what_there_is(estimator):
+def test_interrupt_returns_the_samples_so_far(estimator):
     calls = []
 
     def product(v):

@@ -1,4 +1,4 @@
-"""Numbers of products for the top 10 eigenvalues of the digits network, against its dense Hessian."""
+"""Numbers of products for the top 10 eigenvalues of the digits network, compared with its dense Hessian."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_cold_lanczos_takes_at_most_24_products(before_and_after):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_no_rule_could_stop_three_products_earlier(before_and_after, seed):
-    """Other starts take up to 25 on this network; that many are needed, for plain Lanczos is not good before."""
+    """Other starts take up to 25 on this network: plain Lanczos needs that many."""
     early, values, _, _ = before_and_after
     least = plain_steps(early.hessian(), seed, values[:10])
     top = lanczos(early.hessian(), 10, tol=1e-5, seed=seed)
@@ -73,7 +73,7 @@ def test_refresh_takes_10_products_and_its_span_is_good_to_1e_3(before_and_after
     pairs = projector.refresh()
     assert pairs.num_matvecs == H.num_matvecs - before <= 10
     assert relative_errors(pairs.ritz_values, values).max() <= 1.1e-3  # of the old span, by Rayleigh-Ritz
-    # The span that the projector now removes, by products that are the test's own.
+    # The span that the projector now removes, from separate products.
     basis = projector.basis
     small = basis @ torch.stack([later.hessian().matvec(row) for row in basis]).T
     span = torch.linalg.eigvalsh((small + small.T) / 2).flip(0)
@@ -106,4 +106,4 @@ def test_a_bfloat16_basis_reaches_1e_4_in_24_products(before_and_after):
     assert top.converged
     assert top.num_matvecs <= 24
     assert relative_errors(top.ritz_values, values).max() <= 1e-4
-    assert top.residual_norms.max() >= 1e-4 * values[0]  # what rounding leaves, a thousand times that of float32
+    assert top.residual_norms.max() >= 1e-4 * values[0]  # the floor of rounding, a thousand times that of float32

@@ -1,4 +1,4 @@
-"""Products against dense derivatives, and models left as found."""
+"""Products against dense derivatives, without side effects on the model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_product_equals_the_dense_hessian(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("training", [True, False])
-def test_model_is_left_as_found(problem, method, training):
+def test_products_do_not_change_the_model(problem, method, training):
     model, x, y = problem
     model.train(training)
     for param in model.parameters():
@@ -131,7 +131,7 @@ def test_batches_average_to_the_whole(problem, method):
     torch.testing.assert_close(gradient, whole.loss_and_gradient()[1], rtol=1e-4, atol=1e-7)
 
 
-def test_shuffling_is_said(problem):
+def test_a_shuffling_loader_raises(problem):
     model, x, y = problem
     loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
     H = HessianOperator(lambda b: cross_entropy(model(b[0]), b[1]), model.parameters(), data=loader)
@@ -139,7 +139,7 @@ def test_shuffling_is_said(problem):
         H.matvec(torch.ones(H.size))
 
 
-def test_state_outside_buffers_is_said(problem):
+def test_state_outside_buffers_raises(problem):
     model, x, y = problem
     calls = []
 
@@ -152,7 +152,7 @@ def test_state_outside_buffers_is_said(problem):
         H.matvec(torch.ones(H.size))
 
 
-def test_a_changing_number_of_batches_is_said(problem):
+def test_a_changing_number_of_batches_raises(problem):
     model, x, y = problem
 
     class Shrinking:
@@ -261,6 +261,8 @@ def test_as_operator_refuses():
         as_operator(torch.ones(3, 4))
     with pytest.raises(ValueError, match="size=p"):
         as_operator(lambda v: v)
+    with pytest.raises(ValueError, match="real matrix"):
+        as_operator(torch.eye(3, dtype=torch.complex64))
     with pytest.raises(TypeError, match="str"):
         as_operator("matrix")
     assert as_operator(np.eye(3, dtype=np.float32)).dtype == torch.float32
@@ -274,7 +276,7 @@ def test_matvec_checks_its_vector(vector, message):
         as_operator(torch.eye(3)).matvec(vector)
 
 
-def test_operator_checks_what_it_is_given():
+def test_operator_checks_sizes_and_types():
     with pytest.raises(ValueError, match="returned shape"):
         CallableOperator(lambda v: v[:2], 3).matvec(torch.ones(3))
     with pytest.raises(TypeError, match="expected a tensor"):
@@ -378,6 +380,27 @@ def test_finite_difference_restores_after_an_error():
         H.matvec(torch.ones(2))
     assert torch.equal(theta, kept)
     assert torch.equal(H.matvec(torch.zeros(2)), torch.zeros(2))
+
+
+def test_an_interrupted_restore_of_the_parameters_is_repeated(monkeypatch):
+    theta, other = (torch.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    H = HessianOperator(lambda: ((theta * other) ** 4).sum(), [theta, other], method="finite_difference")
+    write, calls = H._write, []
+
+    def interrupted(values):
+        calls.append(1)
+        if len(calls) == 3:  # plus, minus, restore
+            with torch.no_grad():
+                theta.copy_(values[0])
+            raise KeyboardInterrupt
+        write(values)
+
+    monkeypatch.setattr(H, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        H.matvec(torch.ones(4))
+    assert len(calls) == 4
+    assert torch.equal(theta, torch.tensor([1.0, 2.0]))
+    assert torch.equal(other, torch.tensor([1.0, 2.0]))
 
 
 def test_unknown_method():

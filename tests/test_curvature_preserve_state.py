@@ -1,4 +1,4 @@
-"""Scopes that leave no trace: nested, interleaved over threads, and left by an exception."""
+"""Scopes without side effects: nested, interleaved over threads, and left by an exception."""
 
 from __future__ import annotations
 
@@ -90,3 +90,11 @@ def test_submodules_that_a_module_runs_in_threads_are_frozen():
         model(torch.full((4, 3), 2.0))
     assert torch.equal(model.norm.running_mean, torch.zeros(3))
     assert int(model.norm.num_batches_tracked) == 0
+
+
+def test_buffers_of_a_scripted_module_are_frozen():
+    model = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    before = [buffer.clone() for buffer in model.buffers()]
+    with frozen_buffers():
+        model(torch.randn(4, 3))
+    torch.testing.assert_close(list(model.buffers()), before, rtol=0, atol=0)

@@ -86,7 +86,7 @@ def test_amplify_is_the_step_of_exact_ire(storage, decay):
     torch.testing.assert_close(found, theta + 4.0 * projector(delta), rtol=1e-6, atol=1e-6)
 
 
-def test_amplify_leaves_strangers_alone_and_counts_the_missing_as_not_moved():
+def test_amplify_ignores_unknown_parameters_and_takes_missing_ones_as_unmoved():
     _, a, b, H = two_parameters()
     projector = FlatProjector.from_operator(H, 3)
     stranger = torch.ones(4)
@@ -159,7 +159,7 @@ def test_refresh_follows_with_m_products():
     assert torch.equal(projector.basis, pairs.basis)
 
 
-def test_refresh_runs_lanczos_where_the_basis_is_stale_or_when_due():
+def test_refresh_runs_lanczos_if_the_basis_is_stale_or_when_due():
     moving = Moving()
     projector = FlatProjector.from_operator(moving.operator(), 3, tol=1e-6, full_interval=3)
     moving.turn(1.0)
@@ -287,13 +287,13 @@ def test_a_parameter_frozen_after_construction_is_a_constant(method):
         projector.refresh()
 
 
-def test_directions_that_are_not_good_are_said():
+def test_unconverged_directions_warn():
     diagonal = torch.linspace(0.99, 1, 3000)
     with pytest.warns(UserWarning, match=r"10 of 10 directions, .* \(out of products\)"):
         FlatProjector.from_operator(torch.diag(diagonal), m=10, tol=1e-9)
 
 
-def test_full_refresh_sees_what_rose_outside_the_basis():
+def test_full_refresh_finds_directions_outside_the_basis():
     diagonal = torch.cat([torch.tensor([9.0, 8.0]), torch.linspace(0, 1, 98)]).double()
     projector = FlatProjector.from_operator(CallableOperator(lambda v: diagonal * v, 100, dtype=torch.float64), 2)
     diagonal[50] = 20.0
@@ -303,7 +303,7 @@ def test_full_refresh_sees_what_rose_outside_the_basis():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_project_and_say_that_they_cannot_refresh(copied):
+def test_copies_project_but_do_not_refresh(copied):
     H = two_parameters()[3]
     projector = FlatProjector.from_operator(H, 3)
     other = copied(projector)
@@ -329,6 +329,7 @@ def test_deepcopy_of_model_and_projector_together_keeps_them_connected():
         (lambda: FlatProjector.from_operator(torch.eye(5), 5), "m: expected 1 to 4"),
         (lambda: FlatProjector.from_operator(torch.eye(5), 0), "m: expected 1 to 4"),
         (lambda: FlatProjector(torch.ones(5)), "shape"),
+        (lambda: FlatProjector(torch.ones(1, 5, dtype=torch.int64)), "floating"),
         (lambda: FlatProjector(torch.eye(3)[:1], params=[torch.ones(4)]), "3 coordinates, got 4"),
         (lambda: FlatProjector(torch.eye(3)[:1])(torch.ones(4)), "shape"),
         (lambda: FlatProjector(torch.eye(3)[:1])([torch.ones(4)]), "3 coordinates"),
@@ -353,6 +354,14 @@ def test_blocks_are_projected_each_on_its_own():
     projector.amplify_([a, b], previous, 2.0)
     torch.testing.assert_close([a.detach(), b.detach()], expected)
     projector.refresh()
+
+
+def test_a_block_without_elements_is_left_alone():
+    weight, empty = torch.randn(5, requires_grad=True), torch.randn(0, 3, requires_grad=True)
+    projector = BlockFlatProjector.from_operator(HessianOperator(lambda: (weight**4).sum(), [weight, empty]), 1)
+    projector.refresh()
+    assert [tuple(piece.shape) for piece in projector([torch.ones(5), torch.ones(0, 3)])] == [(5,), (0, 3)]
+    projector.amplify_([weight, empty], [weight.detach() - 1.0, empty.detach()], 1.0)
 
 
 def test_blocks_of_scalars_are_sharp():

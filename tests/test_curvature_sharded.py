@@ -1,4 +1,4 @@
-"""The Hessian of a model that FSDP2 or tensor parallelism has spread over ranks."""
+"""The Hessian of a model sharded by FSDP2 or tensor parallelism."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stability limits against dense matrices and against what the iteration does; tracking during training."""
+"""Stability limits against dense matrices and iterations; tracking during training."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_limits_equal_the_dense_ones():
     assert smaller.kappa_max_sgd == pytest.approx((40 - float(matrix.trace())) / flat_trace, rel=1e-4)
 
 
-def test_kappa_max_is_where_gradient_descent_turns_unstable():
+def test_gradient_descent_is_unstable_beyond_kappa_max():
     matrix, mask = quadratic()
     critical = stability(matrix, lr=0.1, mask=mask, tol=1e-8).kappa_max_gd
     assert dense_sharpness(matrix, mask, critical) == pytest.approx(20.0, rel=2e-3)
@@ -238,7 +238,7 @@ def test_interrupting_a_measurement_interrupts_training(tmp_path):
     assert not (tmp_path / "sharpness.csv").exists()
 
 
-def test_tracker_alone_and_wrong():
+def test_tracker_without_options_and_with_a_bad_interval():
     theta = torch.tensor([1.0], requires_grad=True)
     tracker = SharpnessTracker(HessianOperator(lambda: (theta**2).sum(), [theta]), every=1)
     assert tracker.ritz_values == []

@@ -1,4 +1,4 @@
-"""A Lanczos basis in bfloat16: what accuracy is left, and that what is said about it is true."""
+"""Accuracy of a Lanczos basis in bfloat16, and of its error bounds."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_repeated_eigenvalues_and_an_invariant_space():
     torch.testing.assert_close(identity.ritz_values, torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
-def test_the_basis_is_held_in_bfloat16_and_only_there(monkeypatch):
+def test_only_the_basis_is_in_bfloat16(monkeypatch):
     seen = set()
     step = basis_rows.lanczos_step_
 

@@ -1,4 +1,4 @@
-"""Closed forms of the paper, by the public optimizers. The whole set of experiments is `torch-ire theory`."""
+"""Closed forms of the paper through the public optimizers. `torch-ire theory` runs all experiments."""
 
 from __future__ import annotations
 
@@ -59,6 +59,13 @@ def test_standard_sam_exponents():
 
 def test_standard_sam_end_to_end():
     assert c_module.halving_steps(0.01, 0.2, 4.0) == pytest.approx(c_module.predicted_halving(0.01, 0.2, 4.0), abs=2)
+
+
+@pytest.mark.parametrize("module", [b_module, c_module])
+def test_a_run_far_beyond_its_prediction_raises(module, monkeypatch):
+    monkeypatch.setattr(module, "predicted_halving", lambda *_: 3.0)
+    with pytest.raises(RuntimeError, match="13 steps, where theory has 3, were not enough"):
+        module.halving_steps(0.01, 0.2, 4.0)
 
 
 def test_exact_projector_beats_the_diagonal_mask_on_the_curved_manifold():

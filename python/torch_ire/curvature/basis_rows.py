@@ -11,11 +11,11 @@ from torch_ire.ops import lanczos_step_
 
 __all__ = ["BasisRows", "RoundedRows", "orthonormalized"]
 
-#: Columns turned at a time when the basis is rotated in place; bounds the extra memory, still long enough for BLAS.
+#: Columns rotated at a time: bounds the extra memory and is long enough for BLAS.
 _BLOCK_COLUMNS = 65536
-#: The same on other devices, where a launch costs more than the memory.
+#: The same on other devices, where launches cost more than memory.
 _BLOCK_COLUMNS_OF_DEVICE = 1 << 20
-#: Rows start at multiples of so many elements, so that kernels can move 16 bytes at a time whatever p is.
+#: Rows start at multiples of this many elements, so that kernels move 16 bytes at a time for any p.
 _ROW_ALIGNMENT = 8
 
 
@@ -23,7 +23,7 @@ class BasisRows:
     """Orthonormal rows in the operator's precision.
 
     Args:
-        capacity: most rows.
+        capacity: maximum number of rows.
         start: (p,), a unit vector, the first row.
         storage: dtype of the rows.
     """
@@ -37,11 +37,11 @@ class BasisRows:
         self._dtype = start.dtype
 
     def direction(self, r: int) -> Tensor:
-        """Row r as the operator gets it."""
+        """Row r in the operator's dtype."""
         return self._rows[r]
 
     def step(self, product: Tensor, count: int) -> tuple[Tensor, float]:
-        """What `lanczos_step_` does with the first `count` rows; `product` is used up.
+        """Run `lanczos_step_` with the first `count` rows; overwrites `product`.
 
         Returns:
             the overlaps of the rows with the product, (count,), and the norm of the residual.
@@ -50,34 +50,34 @@ class BasisRows:
         return result[:-1], float(result[-1])
 
     def rounding(self, r: int) -> float:
-        """Length of what storing row r took from it."""
+        """Norm of the rounding error of the stored row r."""
         del r
         return 0.0
 
     @property
     def symmetry_slack(self) -> float:
-        """How far rounding of the rows may drive an entry and its mirror image apart, relative to the norm of H."""
+        """Asymmetry of the matrix that rounding of the rows can cause, relative to the norm of H."""
         return 0.0
 
     def extended(self, matrix: Tensor, overlaps: Tensor) -> Tensor:
-        """V H V^T with one row more, from that without it and the overlaps of all rows with the product."""
+        """Append one row and column to V H V^T: the overlaps of all rows with the product."""
         size = len(overlaps)
-        larger = torch.empty(size, size, dtype=torch.float64)
+        larger = torch.empty(size, size, dtype=torch.float64, device="cpu")
         larger[:-1, :-1] = matrix
         larger[-1] = larger[:, -1] = overlaps
         return larger
 
     def combinations(self, coefficients: Tensor) -> Tensor:
-        """Combinations of the first rows as rows, (n, p); one column of coefficients each."""
+        """Linear combinations of the first rows, (n, p); one column of coefficients each."""
         return coefficients.T.to(self._rows) @ self._rows[: len(coefficients)]
 
     def rotate(self, coefficients: Tensor, matrix: Tensor, coupling: Tensor) -> Tensor:
-        """Put combinations of the first rows in their place; moves the row behind them up.
+        """Replace the first rows by combinations of them and move the next row up.
 
         Args:
-            coefficients: (size, kept), a column for each new row.
+            coefficients: (size, kept), one column per new row.
             matrix: V H V^T of the old rows.
-            coupling: (size,), the overlaps of H v_r with the row behind.
+            coupling: (size,), the overlaps of H v_r with the next row.
 
         Returns:
             V H V^T of the new rows.
@@ -99,40 +99,41 @@ class BasisRows:
 
 
 class RoundedRows(BasisRows):
-    r"""Rows Q rounded to bfloat16: orthonormal up to their rounding, which is measured.
+    r"""Rows Q rounded to bfloat16: orthonormal up to a rounding that is measured.
 
     .. math:: V = F Q, \qquad F^{-1} F^{-T} = Q Q^T
 
-    V is never formed. Every result is in its terms, so that Ritz pairs are those of the span of what is stored. A step
-    reads Q six times, which is the traffic of a float32 basis: what is halved is the memory.
+    V is never formed, but every result refers to it: Ritz pairs are those of the span of the stored rows. A step reads
+        Q
+    six times, as much traffic as a float32 basis; only the memory is halved.
 
     Args:
-        capacity: most rows.
+        capacity: maximum number of rows.
         start: (p,), a unit vector in float32, the first row.
     """
 
     def __init__(self, capacity: int, start: Tensor) -> None:
         super().__init__(capacity, start, torch.bfloat16)
-        self._gram = torch.zeros(capacity, capacity, dtype=torch.float64)
-        self._rounding = torch.zeros(capacity, dtype=torch.float64)
+        self._gram = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
+        self._rounding = torch.zeros(capacity, dtype=torch.float64, device="cpu")
         self._direction = torch.empty_like(start)
         self._measure(0)
 
     def direction(self, r: int) -> Tensor:
-        """Row r as the operator gets it."""
+        """Row r in the operator's dtype."""
         return self._direction.copy_(self._rows[r])
 
     def rounding(self, r: int) -> float:
-        """Length of what storing row r took from it."""
+        """Norm of the rounding error of the stored row r."""
         return float(self._rounding[r])
 
     @property
     def symmetry_slack(self) -> float:
-        """Twice what a row can lose at most, from either side."""
+        """Twice the largest rounding of a row, from either side."""
         return 4.0 * 2.0**-8
 
     def step(self, product: Tensor, count: int) -> tuple[Tensor, float]:
-        """As in the exact case; what storing the new row takes from it is measured as well."""
+        """As in the exact case; also measures the rounding of the new row."""
         coefficients, norm = super().step(product, count)
         if count < len(self._rows) and norm > 0.0:
             self._rounding[count] = torch.linalg.vector_norm(product.div_(norm).sub_(self._rows[count]))
@@ -143,14 +144,16 @@ class RoundedRows(BasisRows):
         """Q w from the coefficients of two passes, which are (2 - G) Q w."""
         count = len(coefficients)
         gram = self._gram[:count, :count]
-        overlaps: Tensor = torch.linalg.solve(2.0 * torch.eye(count, dtype=torch.float64) - gram, coefficients)
+        overlaps: Tensor = torch.linalg.solve(
+            2.0 * torch.eye(count, dtype=torch.float64, device="cpu") - gram, coefficients
+        )
         return overlaps
 
     def _measure(self, r: int) -> None:
-        """The row of the Gram matrix that belongs to row r."""
+        """Compute row r of the Gram matrix."""
         vector = self.direction(r)
         self._gram[r, r] = torch.linalg.vector_norm(vector, dtype=torch.float64).square()
-        if r > 0:  # into no row, for these rows have none behind them
+        if r > 0:  # no new row is written: the slice has no room for one
             coefficients = lanczos_step_(self._rows[:r], vector, count=r).cpu()[:-1]
             self._gram[r, :r] = self._gram[:r, r] = self._overlaps(coefficients)
 
@@ -181,9 +184,9 @@ class RoundedRows(BasisRows):
         return vectors
 
     def rotate(self, coefficients: Tensor, matrix: Tensor, coupling: Tensor) -> Tensor:
-        """As in the exact case; with E what rounding adds to the new rows X, their matrix is that of X + E.
+        """As in the exact case. Rounding adds E to the new rows X, so the matrix is that of X + E.
 
-        It is known to first order: H X^T = X^T T + v_next coupling^T, so E H X^T = E X^T T + E v_next coupling^T.
+        To first order H X^T = X^T T + v_next coupling^T, so E H X^T = E X^T T + E v_next coupling^T.
         """
         size, kept = coefficients.shape
         newest, lost = self._rows[size].clone(), self._rounding[size].clone()
@@ -216,9 +219,9 @@ def _congruent(factor: Tensor, matrix: Tensor) -> Tensor:
 
 
 def orthonormalized(rows: Tensor) -> Tensor:
-    """An orthonormal basis of the row space of (m, p) rows of full rank, in float64 where it matters.
+    """Orthonormal basis of the row space of (m, p) rows of full rank; the Gram matrix is in float64.
 
-    Two rounds of Cholesky on the Gram matrix: reads of the rows only, no (p, m) copy.
+    Two rounds of Cholesky QR: they read the rows and need no (p, m) copy.
     """
     for _ in range(2):
         gram = (rows @ rows.T).to(torch.float64)

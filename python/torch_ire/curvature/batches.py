@@ -1,4 +1,4 @@
-"""Means over a data loader, and the check that it gives the same batches every time."""
+"""Means over a data loader, and a check that every pass gives the same batches."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class BatchAverage:
     """Batches with the weights that make per-batch means the mean over all samples.
 
     Args:
-        data: re-iterable; an iterator that can be gone through only once is refused.
+        data: re-iterable; a one-pass iterator is refused.
         batch_size: number of samples of a batch.
     """
 
     def __init__(self, data: Iterable[Any], batch_size: Callable[[Any], int] | None) -> None:
         if iter(data) is data:
-            raise ValueError("data: expected something that can be iterated many times (a list or a DataLoader)")
+            raise ValueError("data: expected a re-iterable, which can be iterated many times (a list or a DataLoader)")
         self._data = data
         self._size_of = batch_size or first_length
         self._num_samples: int | None = None
@@ -63,10 +63,10 @@ class BatchAverage:
 
 
 def check_same_batches(average: BatchAverage, gradient: Callable[[Any], tuple[float, Tensor]]) -> None:
-    """Go through the data twice and compare sizes, contents, losses and gradients.
+    """Compare sizes, contents, losses and gradients of two passes over the data.
 
     Raises:
-        RuntimeError: naming the first batch that differs and what of it differs.
+        RuntimeError: names the first batch that differs and the property that differs.
     """
     first = [_fingerprint(average, batch, gradient) for batch in average]
     count = 0
@@ -75,12 +75,12 @@ def check_same_batches(average: BatchAverage, gradient: Callable[[Any], tuple[fl
         if index >= len(first):
             continue
         before, now = first[index], _fingerprint(average, batch, gradient)
-        for what, reason in _REASONS.items():
-            if not _equal(before[what], now[what]):
+        for quantity, reason in _REASONS.items():
+            if not _equal(before[quantity], now[quantity]):
                 raise RuntimeError(
-                    f"data: batch {index} is not the same in a second pass: its {what} went from {before[what]} to "
-                    f"{now[what]}. {reason} Products with a changing operator are not products with one matrix; pass "
-                    "check_deterministic=False to go on all the same"
+                    f"data: batch {index} is not the same in a second pass: its {quantity} went from "
+                    f"{before[quantity]} to {now[quantity]}. {reason} All products must be with one matrix; "
+                    "check_deterministic=False skips this check"
                 )
     if count != len(first):
         raise RuntimeError(f"data: the first pass had {len(first)} batches, the second {count}")
@@ -112,5 +112,5 @@ def _fingerprint(
 
 
 def _equal(before: float, now: float) -> bool:
-    # Sums over threads may differ in the last bits of float32; anything random differs by far more.
+    # Sums over threads may differ in the last bits of float32; randomness makes a far larger difference.
     return before == now or abs(before - now) <= 1e-5 * max(abs(before), abs(now))

@@ -1,4 +1,4 @@
-"""A projector for each parameter: the diagonal blocks of the Hessian only."""
+"""One projector per parameter, from the diagonal blocks of the Hessian."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ __all__ = ["BlockFlatProjector"]
 
 
 class BlockFlatProjector:
-    """One `FlatProjector` a parameter, for models whose full basis would not fit or whose layers are to be even.
+    """One `FlatProjector` per parameter, for models whose full basis does not fit in memory.
 
-    The Hessian is replaced by its diagonal blocks, and each parameter loses its own m leading directions: memory is m
-    times the model at most, but never more than m rows as long as one parameter at a time. Used as `curvature=` like
-    `FlatProjector`.
+    Each parameter loses the m leading directions of its own diagonal block. The bases take at most m times the memory
+    of the model; a solver run needs a Krylov basis for one parameter only. Used as `curvature=` like `FlatProjector`.
 
     Args:
-        projectors: one a parameter, each made with that parameter.
+        projectors: one per parameter, made with that parameter.
         params: those parameters.
 
     Raises:
-        ValueError: on lists of different length.
+        ValueError: if the lists differ in length.
 
-    Cost: two reads of all bases an application; `refresh` takes m products a parameter.
+    Cost: two reads of all bases per application; `refresh` takes m products per parameter.
 
     Example:
         >>> import torch
@@ -43,7 +42,7 @@ class BlockFlatProjector:
 
     def __init__(self, projectors: Sequence[FlatProjector], params: Sequence[Tensor]) -> None:
         if len(projectors) != len(params):
-            raise ValueError(f"projectors: expected one a parameter ({len(params)}), got {len(projectors)}")
+            raise ValueError(f"projectors: expected one per parameter ({len(params)}), got {len(projectors)}")
         self.projectors = list(projectors)
         self._params = list(params)
 
@@ -61,20 +60,25 @@ class BlockFlatProjector:
         """The projector that removes the m leading eigenvectors of every parameter's own block.
 
         Args:
-            operator: the Hessian of the whole.
-            m: sharp directions a parameter, at least 1; where a parameter has no more than m coordinates, all but one,
-                and the only one of a scalar.
+            operator: the Hessian of all parameters.
+            m: sharp directions per parameter, at least 1. A parameter with at most m coordinates keeps one flat
+                direction, a scalar none.
             tol: relative accuracy of the eigenvalues.
             storage: dtype of the stored bases.
             seed: of the start vectors.
-            progress: None shows a bar on a terminal; False never.
+            progress: None shows a bar on a terminal, False never does.
 
-        Cost: that of one `lanczos` run a parameter.
+        Cost: that of one `lanczos` run per parameter.
         """
         if m < 1:
             raise ValueError(f"m: expected at least 1, got {m}")
         projectors = []
-        for block in operator.blocks().values():
+        blocks = operator.blocks()
+        for name, param in zip(operator.param_names, operator.params, strict=True):
+            if name not in blocks:  # a parameter without elements
+                projectors.append(FlatProjector(torch.zeros(0, 0, device=param.device), params=[param]))
+                continue
+            block = blocks[name]
             if block.size == 1:
                 projectors.append(
                     FlatProjector(torch.ones(1, 1, dtype=block.dtype, device=block.device), params=block.params)
@@ -88,7 +92,7 @@ class BlockFlatProjector:
         return cls(projectors, operator.params)
 
     def __call__(self, vectors: list[Tensor]) -> list[Tensor]:
-        """P v for one tensor a parameter."""
+        """P v for one tensor per parameter."""
         return [projector([v])[0] for projector, v in zip(self.projectors, vectors, strict=True)]
 
     def amplify_(

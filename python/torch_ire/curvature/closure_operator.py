@@ -1,4 +1,4 @@
-"""Operators that come out of a loss closure: data accumulation, determinism, and leaving the model as found."""
+"""Operators defined by a loss closure: data accumulation, determinism, no side effects on the model."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ __all__ = ["ClosureOperator"]
 
 
 class ClosureOperator(Operator):
-    """Shared ground of `HessianOperator` and `GaussNewtonOperator`.
+    """Base class of `HessianOperator` and `GaussNewtonOperator`.
 
     Args:
-        closure: evaluates the model; takes a batch where `data` is given and nothing otherwise. It must not call
-            `backward` and is run with the same random state every time.
-        params: the parameters in whose coordinates the operator lives; others count as constants.
+        closure: evaluates the model; takes a batch if `data` is given, else nothing. It must not call `backward` and
+            runs with the same random state every time.
+        params: the parameters that the operator acts on; all others count as constants. So does one that is frozen
+            later.
         data: a re-iterable of batches in fixed order (no shuffling); the operator is the mean over their samples.
-        batch_size: number of samples of a batch, by which means are weighted; default: length of its first tensor.
-        check_deterministic: go through `data` twice before the first product and say what differs.
+        batch_size: number of samples of a batch, the weight of its mean; default: length of its first tensor.
+        check_deterministic: compare two passes over `data` before the first product.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ClosureOperator(Operator):
         self._params = list(self._named.values())
         self.layout = FlatLayout(self._params)
         super().__init__(self.layout.size, self.layout.dtype, self.layout.device)
-        # Products are as good as the coarsest parameter's gradient, whatever the dtype of the flat vectors.
+        # The coarsest parameter dtype limits the accuracy of products, whatever the dtype of the flat vectors.
         coarsest = max(torch.finfo(dtype).eps for dtype in self.layout.dtypes)
         self.symmetry_tolerance = max(self.symmetry_tolerance, coarsest**0.5)
         for name, param in self._named.items():
@@ -68,20 +69,20 @@ class ClosureOperator(Operator):
 
     @property
     def param_names(self) -> list[str]:
-        """Their names: those given, or their positions."""
+        """The given names, or positions."""
         return list(self._named)
 
     @abstractmethod
     def _linearize(self, value: Any) -> Any:
-        """What is worth holding while the parameters stay: `value` is what the closure returned."""
+        """State that products at the same parameters can share, from the closure's value."""
 
     @abstractmethod
     def _multiply(self, held: Any, pieces: list[Tensor]) -> list[Tensor]:
-        """The product with `pieces` from what `_linearize` returned."""
+        """The product with `pieces`, from the result of `_linearize`."""
 
     @abstractmethod
     def _loss_of(self, value: Any) -> Tensor:
-        """The scalar loss in what the closure returned."""
+        """The scalar loss in the closure's value."""
 
     def _gradients(self, outputs: Any, vectors: Any = None, **options: bool) -> tuple[Tensor, ...]:
         """One gradient per parameter; zeros for one that the outputs do not reach or that was frozen meanwhile."""
@@ -90,10 +91,10 @@ class ClosureOperator(Operator):
         return tuple(next(found) if param.requires_grad else torch.zeros_like(param) for param in self._params)
 
     def _check_graph_once(self, gradients: Iterable[Tensor]) -> None:
-        """Refuse a gradient whose own derivative autograd would silently take for zero.
+        """Refuse a gradient whose derivative autograd would silently take as zero.
 
-        An operation marked once-differentiable leaves a node without edges in the graph of the gradient; autograd
-        skips it where it is asked for particular inputs.
+        A once-differentiable operation leaves a node without edges in the graph of the gradient, which autograd skips
+        when it derives by particular inputs.
         """
         if not self._graph_unchecked:
             return
@@ -119,9 +120,7 @@ class ClosureOperator(Operator):
     def _evaluate(self, *batch: Any) -> Any:
         """The closure's value in the current scope, checked."""
         if not any(param.requires_grad for param in self._params):
-            raise ValueError(
-                f"params: all {len(self._params)} parameters have been frozen; nothing is left to derive by"
-            )
+            raise ValueError(f"params: all {len(self._params)} parameters have been frozen")
         value = self._closure(*batch)
         loss = self._loss_of(value)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -130,15 +129,15 @@ class ClosureOperator(Operator):
         if not loss.requires_grad:
             raise ValueError(
                 "closure: the loss has no graph. Return the loss itself (not .item() or .detach()), compute it without "
-                "torch.no_grad, and leave .backward() out"
+                "torch.no_grad and torch.inference_mode, and leave .backward() out"
             )
         return value
 
     @contextmanager
     def linearized(self) -> Iterator[Operator]:
-        """Hold the graph of the gradient: inside, a product costs one backward pass through it, and memory for it.
+        """Hold the graph of the gradient, so that a product inside costs one backward pass through it.
 
-        Without `data` only; an average over batches evaluates each batch anew. The parameters must not change inside.
+        With `data`, every product evaluates each batch again. The parameters must not change inside.
         """
         self._depth += 1
         try:
@@ -162,7 +161,7 @@ class ClosureOperator(Operator):
             return total
 
     def _fresh_product(self, pieces: list[Tensor], *batch: Any) -> list[Tensor]:
-        """The product at the present parameters, nothing held."""
+        """The product at the present parameters, from a fresh graph."""
         return self._multiply(self._linearize(self._evaluate(*batch)), pieces)
 
     def _single_product(self, pieces: list[Tensor]) -> list[Tensor]:
@@ -191,7 +190,7 @@ class ClosureOperator(Operator):
         return float(loss.detach()), self.layout.flatten(pieces)
 
     def _sharded_gradient(self, loss: Tensor) -> tuple[Tensor, ...]:
-        """By backward(), in whose hooks the ranks of FSDP2 meet; .grad is put back."""
+        """By backward(), whose hooks FSDP2 needs; restores .grad."""
         kept = [param.grad for param in self._params]
         try:
             for param in self._params:
@@ -210,7 +209,7 @@ class ClosureOperator(Operator):
 
 @contextmanager
 def explained_double_backward() -> Iterator[None]:
-    """Say what to do where an operation has no second derivative."""
+    """Add advice to the error of an operation without second derivative."""
     try:
         yield
     except RuntimeError as failure:

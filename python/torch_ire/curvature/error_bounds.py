@@ -1,4 +1,4 @@
-"""How far a Ritz value may be from the eigenvalue that it stands for."""
+"""Bounds of eigenvalue errors from residual norms."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from torch import Tensor
 
 __all__ = ["allowed_errors", "error_bounds"]
 
-#: Residual norms by which an eigenvalue may lie beyond the Ritz value next to the wanted ones, and at most beyond a
-#: wanted one. A residual norm r says that *some* eigenvalue is within r; the one that is meant may be farther while the
-#: start vector has little of it. With 4 the bounds hold in 99.9 % of random matrices once a second search agrees.
+#: Uncertainty of a Ritz value in residual norms r. *Some* eigenvalue lies within r, but the one in question may be
+#: farther away if the start vector has a small component along its eigenvector.
 _SAFETY = 4.0
-#: Roundings of the operator's norm up to which the error of a zero eigenvalue is accepted.
+#: Accepted error of a zero eigenvalue, in roundings of the operator's norm.
 _ROUNDINGS_OF_ZERO = 128.0
 
 
@@ -19,18 +18,18 @@ def error_bounds(values: Tensor, residuals: Tensor, others: Tensor, other_residu
     r"""Bounds of :math:`|\theta_i - \lambda_i|`.
 
     .. math:: \min\Big(4 r_i, \frac{2 r_i^2}{g_i + \sqrt{g_i^2 + 4 r_i^2}}\Big), \qquad
-        g_i = \min_j \big(|\theta_i - \theta_j| - 4 r_j\big)
+        g_i = |\theta_i - \theta_j| - 4 r_j
 
-    over the other Ritz values: about r^2 / g for a gap that is known, 4 r for one that is not.
+    with the nearest other Ritz value theta_j; 4 r_i if g_i is not positive.
 
     Args:
         values: (k,), the wanted Ritz values.
         residuals: (k,), their residual norms.
-        others: (n,), the Ritz values that are not wanted.
+        others: (n,), the unwanted Ritz values.
         other_residuals: (n,), their residual norms.
 
     Returns:
-        (k,). The residual norms themselves if there are no others.
+        (k,); the residual norms if there are no others.
 
     References:
         Li and Li, A note on eigenvalues of perturbed Hermitian matrices, Linear Algebra Appl. 395 (2005).
@@ -45,7 +44,7 @@ def error_bounds(values: Tensor, residuals: Tensor, others: Tensor, other_residu
 
 
 def allowed_errors(values: Tensor, tol: float, scale: float, dtype: torch.dtype) -> Tensor:
-    """The error that a relative tolerance leaves each value of an operator of norm `scale`, rounded in `dtype`.
+    """The error that a relative tolerance allows each eigenvalue of an operator of norm `scale` in `dtype`.
 
     Values below eps^(2/3) scale count as zero: products do not resolve them.
     """

@@ -19,18 +19,18 @@ __all__ = ["DiagonalEstimate", "Estimate", "diagonal", "frobenius_norm", "trace"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number known from random samples.
+    """An estimate from random samples.
 
     Args:
         value: the estimate.
-        standard_error: its standard deviation as far as the samples tell; nan with fewer than two.
+        standard_error: its estimated standard deviation; nan with fewer than two samples.
         samples: (n,), float64 on the CPU, the independent samples behind it.
-        exact_part: what was computed rather than sampled (Hutch++), contained in `value`.
-        num_matvecs: products taken.
+        exact_part: the part of `value` that Hutch++ computes exactly.
+        num_matvecs: number of products.
         interrupted: whether Ctrl-C ended the sampling early.
 
     Raises:
-        ImportError: `plot()` without matplotlib.
+        ImportError: `plot()` needs matplotlib.
 
     Cost: the samples, on the CPU.
 
@@ -60,7 +60,7 @@ class Estimate:
         from torch_ire.curvature.plots import new_axes
 
         ax = new_axes(ax)
-        count = torch.arange(1, len(self.samples) + 1, dtype=torch.float64)
+        count = torch.arange(1, len(self.samples) + 1, dtype=torch.float64, device="cpu")
         mean = self.exact_part + self.samples.cumsum(0) / count
         error = self.standard_error * (len(self.samples) / count).sqrt()
         ax.plot(count, mean)
@@ -76,11 +76,11 @@ class DiagonalEstimate:
     Args:
         value: (p,), the estimate, the operator's dtype and device.
         standard_error: (p,), of each coordinate; nan with fewer than two samples.
-        num_matvecs: products taken.
+        num_matvecs: number of products.
         interrupted: whether Ctrl-C ended the sampling early.
 
     Raises:
-        ImportError: `plot()` without matplotlib.
+        ImportError: `plot()` needs matplotlib.
 
     Cost: two vectors of memory.
 
@@ -121,26 +121,27 @@ def trace(
     r"""Trace of a symmetric operator.
 
     Hutchinson: the mean of :math:`z^T H z` over random signs z. Hutch++ spends a third of the products on a basis Q of
-    the range of H, a third on :math:`\mathrm{tr}(Q H Q^T)`, which is exact, and the last third on Hutchinson's mean
-    over what Q leaves; its error falls as 1/n instead of 1/sqrt(n) where the spectrum decays.
+    the range of H, a third on the exact :math:`\mathrm{tr}(Q H Q^T)`, and the last third on Hutchinson's mean over
+    the complement of Q; for a decaying spectrum its error falls as 1/n instead of 1/sqrt(n).
 
     Args:
-        operator: what `as_operator` takes.
-        num_matvecs: products to take, at least 2; for Hutch++ at least 6. Where Hutch++ could span everything it does.
+        operator: anything that `as_operator` takes.
+        num_matvecs: number of products, at least 2; for Hutch++ at least 6. Hutch++ is exact if a third of them spans
+            the space.
         method: "hutch++" or "hutchinson".
-        seed: of the random signs.
-        size: p, where `operator` is a plain callable.
-        progress: None shows a bar on a terminal; False never.
+        seed: seed of the random signs.
+        size: p, required for a plain callable.
+        progress: None shows a bar on a terminal, False never does.
 
     Returns:
         `Estimate`; its standard error covers the sampled part.
 
     Raises:
-        ValueError: on too few products.
-        FloatingPointError: where the operator returns nan or inf.
+        ValueError: for too few products.
+        FloatingPointError: if the operator returns nan or inf.
 
-    Cost: Hutchinson one product and 2 p memory a sample; Hutch++ holds num_matvecs / 3 vectors.
-    Determinism: a seed gives the same result as far as the operator does.
+    Cost: Hutchinson one product and 2 p memory per sample; Hutch++ holds num_matvecs / 3 vectors.
+    Determinism: a seed repeats the result if the operator repeats its products.
 
     Example:
         >>> import torch
@@ -188,20 +189,20 @@ def frobenius_norm(
     r"""Frobenius norm, from :math:`\|H\|_F^2 = E \|H z\|^2` over random signs z.
 
     Args:
-        operator: what `as_operator` takes.
-        num_matvecs: products to take, at least 2.
-        seed: of the random signs.
-        size: p, where `operator` is a plain callable.
-        progress: None shows a bar on a terminal; False never.
+        operator: anything that `as_operator` takes.
+        num_matvecs: number of products, at least 2.
+        seed: seed of the random signs.
+        size: p, required for a plain callable.
+        progress: None shows a bar on a terminal, False never does.
 
     Returns:
         `Estimate`; `samples` are of the squared norm, and the standard error is that of its root (delta method).
 
     Raises:
-        ValueError: on too few products.
-        FloatingPointError: where the operator returns nan or inf.
+        ValueError: for too few products.
+        FloatingPointError: if the operator returns nan or inf.
 
-    Cost: one product a sample; 2 p memory.
+    Cost: one product per sample; 2 p memory.
 
     Example:
         >>> import torch
@@ -227,23 +228,23 @@ def frobenius_norm(
 def diagonal(
     operator: Any, *, num_matvecs: int = 100, seed: int = 0, size: int | None = None, progress: bool | None = None
 ) -> DiagonalEstimate:
-    r"""Diagonal, as the mean of :math:`z \odot H z` over random signs z: unbiased, exact where H is diagonal.
+    r"""Diagonal, as the mean of :math:`z \odot H z` over random signs z: unbiased, exact for a diagonal H.
 
     Args:
-        operator: what `as_operator` takes.
-        num_matvecs: products to take, at least 2.
-        seed: of the random signs.
-        size: p, where `operator` is a plain callable.
-        progress: None shows a bar on a terminal; False never.
+        operator: anything that `as_operator` takes.
+        num_matvecs: number of products, at least 2.
+        seed: seed of the random signs.
+        size: p, required for a plain callable.
+        progress: None shows a bar on a terminal, False never does.
 
     Returns:
         `DiagonalEstimate`.
 
     Raises:
-        ValueError: on too few products.
-        FloatingPointError: where the operator returns nan or inf.
+        ValueError: for too few products.
+        FloatingPointError: if the operator returns nan or inf.
 
-    Cost: one product a sample; 4 p memory.
+    Cost: one product per sample; 4 p memory.
 
     References:
         Bekas, Kokiopoulou, Saad, An estimator for the diagonal of a matrix, Appl. Numer. Math. 57 (2007).
@@ -264,7 +265,7 @@ def diagonal(
         nonlocal mean, spread
         probe = probes.rademacher()
         value = probe * _finite(H, probe)
-        # Welford's update: one pass and no cancellation.
+        # Welford's update: one pass, no cancellation.
         step = value - mean
         mean = mean + step / (H.num_matvecs - before)
         spread = spread + step * (value - mean)
@@ -299,8 +300,8 @@ def _sampled(sample: Callable[[], float], count: int, description: str, progress
         except KeyboardInterrupt:
             if not values:
                 raise
-            return torch.tensor(values, dtype=torch.float64), True
-    return torch.tensor(values, dtype=torch.float64), False
+            return torch.tensor(values, dtype=torch.float64, device="cpu"), True
+    return torch.tensor(values, dtype=torch.float64, device="cpu"), False
 
 
 def _standard_error(samples: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The exact projector onto flat directions: everything but the leading eigenvectors."""
+"""The exact projector onto flat directions: the complement of the leading eigenvectors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Vectors = TypeVar("Vectors", Tensor, list[Tensor])
 
 
 class _Held(NamedTuple):
-    """A basis and what follows from it, replaced in one assignment: no exception leaves parts of two."""
+    """A basis with all that depends on it; replaced in one assignment, so that no exception can mix two."""
 
     basis: Tensor
     gram_inverse: Tensor | None
@@ -37,22 +37,23 @@ class _Held(NamedTuple):
 class FlatProjector:
     r"""The projector :math:`P_{m+1:p} = I - Q^T Q`, Q the m leading eigenvectors of a Hessian as rows.
 
-    As `curvature=` of an optimizer it turns IRE exact: :math:`\theta \leftarrow \theta + \kappa P (\theta -
-    \theta_\text{previous})`. The optimizer calls `refresh()` where it would refresh a mask and `amplify_` after each
-    step of the base optimizer.
+    As `curvature=` of an optimizer it makes IRE exact: :math:`\theta \leftarrow \theta + \kappa P (\theta -
+    \theta_\text{previous})`. The optimizer calls `refresh()` when a mask would be due and `amplify_` after each step
+    of the base optimizer.
 
     Args:
-        basis: (m, p), orthonormal rows, float32, float64 or bfloat16. With bfloat16 rows, which rounding makes slightly
-            oblique, the projector is onto the complement of their span all the same (through their Gram matrix).
-        params: the parameters of the flat vector's coordinates, in order; needed by `amplify_`.
-        operator: where `refresh()` takes products.
-        tol: relative accuracy of the eigenvalues where Lanczos runs.
-        refresh_tol: `refresh()` keeps to m products while the error bound of every eigenvalue of the old basis is
-            within this, relative; else it runs Lanczos from that basis.
-        full_interval: every so many refreshes run Lanczos, which sees directions that rose outside the basis; 0: never.
+        basis: (m, p), orthonormal rows, float32, float64 or bfloat16. Rounding makes bfloat16 rows slightly
+            oblique; the projector accounts for it through their Gram matrix.
+        params: the parameters behind the flat vector, in order; `amplify_` needs them.
+        operator: the operator whose products `refresh()` takes.
+        tol: relative accuracy of the eigenvalues in Lanczos runs.
+        refresh_tol: largest relative error bound of an eigenvalue for which `refresh()` takes m products alone; beyond
+            it runs Lanczos from the old basis.
+        full_interval: number of refreshes after which one runs Lanczos, which finds directions that rose outside the
+            basis; 0: never.
 
     Raises:
-        ValueError: on shapes that do not fit each other.
+        ValueError: if shapes do not match, or the basis is not floating.
 
     Example:
         >>> import torch
@@ -63,7 +64,7 @@ class FlatProjector:
     References:
         Wang et al., arXiv 2405.20763, Theorems 5.5 and 5.6.
 
-    Cost: two reads of the basis an application; `refresh` takes m products.
+    Cost: two reads of the basis per application; `refresh` takes m products.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class FlatProjector:
     ) -> None:
         if basis.dim() != 2:
             raise ValueError(f"basis: expected shape (m, p), got {tuple(basis.shape)}")
+        if not basis.is_floating_point():
+            raise ValueError(f"basis: expected a floating dtype, got {basis.dtype}")
         self._params = None if params is None else list(params)
         size = basis.shape[1]
         if self._params is not None and sum(p.numel() for p in self._params) != size:
@@ -107,8 +110,8 @@ class FlatProjector:
         """The projector that removes the m leading eigenvectors of an operator.
 
         Args:
-            operator: what `as_operator` takes; with a `HessianOperator` or `GaussNewtonOperator` its parameters are
-                those that `amplify_` knows.
+            operator: anything that `as_operator` takes; `amplify_` uses the parameters of a `HessianOperator` or
+                `GaussNewtonOperator`.
             m: number of sharp directions, 1 to p - 1.
             params: the parameters, for other operators.
             tol: relative accuracy of the eigenvalues.
@@ -117,14 +120,14 @@ class FlatProjector:
             storage: dtype of the stored basis; bfloat16 halves its memory and the time of a step. Default: the
                 operator's.
             seed: of the Lanczos start vector.
-            size: p, where `operator` is a plain callable.
-            progress: None shows a bar on a terminal; False never.
+            size: p, required for a plain callable.
+            progress: None shows a bar on a terminal, False never does.
 
         Raises:
-            ValueError: where m is out of range, or what `lanczos` raises.
+            ValueError: if m is out of range; and the errors of `lanczos`.
 
         Warns:
-            UserWarning: where `lanczos` was interrupted or ran out of products; the projector removes what it has.
+            UserWarning: if `lanczos` was interrupted or ran out of products; the projector removes the vectors found.
 
         Cost: that of `lanczos`; m p stored.
         """
@@ -150,7 +153,7 @@ class FlatProjector:
 
     @property
     def eigenpairs(self) -> Eigenpairs | None:
-        """What the last run or refresh found; None for a projector made from a bare basis."""
+        """The result of the last run or refresh; None for a projector made from a bare basis."""
         return self._held.eigenpairs
 
     @property
@@ -165,11 +168,11 @@ class FlatProjector:
 
     @property
     def refreshable(self) -> bool:
-        """Whether there is an operator to take products from."""
-        return self._operator is not None
+        """Whether `refresh()` has an operator and a direction to follow."""
+        return self._operator is not None and self.m > 0
 
     def _prepared(self, basis: Tensor, eigenpairs: Eigenpairs | None, refreshes: int) -> _Held:
-        """A basis in storage with what follows from it."""
+        """A basis in its storage dtype with all that depends on it."""
         basis = basis.detach().to(self._storage).contiguous()
         gram_inverse: Tensor | None = None
         if self._storage in (torch.bfloat16, torch.float16) and len(basis):
@@ -185,10 +188,10 @@ class FlatProjector:
         """P v.
 
         Args:
-            vectors: (p,), or one tensor a parameter in the parameters' shapes.
+            vectors: (p,), or one tensor per parameter in the parameters' shapes.
 
         Returns:
-            the same form and dtype.
+            the same structure and dtype.
 
         Cost: two reads of the basis.
         """
@@ -206,24 +209,24 @@ class FlatProjector:
     def amplify_(
         self, params: Sequence[Tensor], previous: Sequence[Tensor], kappa: float, *, decay: float = 0.0
     ) -> None:
-        r"""IRE after a step that was just taken, on all parameters at once.
+        r"""Amplify the step just taken along the flat directions.
 
         .. math:: \theta \leftarrow \theta + \kappa P \, (\theta - (1 - \delta) \theta_\text{previous})
 
         Args:
-            params: the parameters after the step, updated in place. Those that the projector does not know stay as they
-                are, for nothing is known of their curvature; those it knows and that are missing count as not moved.
+            params: the parameters after the step, updated in place. Parameters that the projector does not know do not
+                change, since their curvature is unknown; known parameters that are missing count as not moved.
             previous: their values before the step.
             kappa: enhancement of the flat directions.
-            decay: the share by which a decoupled weight decay shrank them and which is not to be amplified.
+            decay: the share by which decoupled weight decay shrank them, which is not amplified.
 
         Raises:
-            ValueError: without `params` given to the projector, or on lists of different length.
+            ValueError: if the projector has no `params`, or the lists differ in length.
 
         Cost: two reads of the basis, 12 bytes a float32 coordinate. Nothing is flattened.
         """
         if self._params is None:
-            raise ValueError("amplify_: this projector knows no parameters; pass params= when it is made")
+            raise ValueError("amplify_: this projector has no parameters; pass params= when you make it")
         if len(params) != len(previous):
             raise ValueError(f"amplify_: {len(params)} params, but {len(previous)} previous values")
         known = [i for i, p in enumerate(params) if id(p) in self._held.pieces]
@@ -241,27 +244,26 @@ class FlatProjector:
             )
 
     def refresh(self, *, full: bool = False, progress: bool | None = False) -> Eigenpairs:
-        """Follow the eigenvectors to the operator's present state. Whatever is raised, the projector stays as it was.
+        """Follow the eigenvectors to the operator's present state. On any exception the projector does not change.
 
-        The m products with the old basis give its Ritz values, their residuals and, as one step of subspace iteration
-        from products already paid for, a better basis. Where the residuals are too large, or `full_interval` is due,
-        Lanczos runs from that basis.
+        The m products with the old basis give its Ritz values, their residuals and, by one step of subspace iteration,
+        a better basis. If the residuals are too large, or `full_interval` is due, Lanczos runs from that basis.
 
         Args:
-            full: run Lanczos whatever the residuals.
-            progress: None shows a bar on a terminal; False never.
+            full: run Lanczos in any case.
+            progress: None shows a bar on a terminal, False never does.
 
         Returns:
-            the eigenpairs; after the short way `basis` is the improved one and values and residuals are those of the
-            span it came from, so that their error bounds hold a fortiori.
+            the eigenpairs. After m products alone, `basis` is the improved one, and values, residuals and bounds are
+            those of the old span.
 
         Raises:
-            RuntimeError: without an operator (made from a bare basis, or unpickled).
-            ValueError: on an operator that is not symmetric, with the measured asymmetry and rounding.
-            FloatingPointError: on products with nan or inf, or whose rounding is as large as the eigenvalues.
+            RuntimeError: if there is no operator (bare basis, or unpickled) or no direction.
+            ValueError: if the operator is not symmetric; the message has the measured asymmetry and rounding.
+            FloatingPointError: if products hold nan or inf, or no eigenvalue is known to half its size.
             KeyboardInterrupt: on Ctrl-C.
 
-        Cost: m products and m vectors of memory, or those of a warm-started `lanczos` beside it.
+        Cost: m products and m vectors of memory, plus those of a warm-started `lanczos` if it runs.
         """
         held = self._followed(full=full, progress=progress)
         self._held = held
@@ -269,9 +271,12 @@ class FlatProjector:
         return held.eigenpairs
 
     def _followed(self, *, full: bool = False, progress: bool | None = False) -> _Held:
-        """What `refresh` will hold; changes nothing."""
-        if self._operator is None:
-            raise RuntimeError("refresh: this projector has no operator; make it with FlatProjector.from_operator")
+        """The state after a refresh; changes nothing."""
+        if self._operator is None or not self.m:
+            raise RuntimeError(
+                f"refresh: this projector has {'no directions' if self._operator else 'no operator'}; make it with "
+                "FlatProjector.from_operator"
+            )
         refreshes = self._held.refreshes + 1
         due = full or (self._full_interval > 0 and refreshes % self._full_interval == 0)
         wide = self.basis.to(self._operator.dtype)
@@ -286,7 +291,7 @@ class FlatProjector:
                     self._operator, self.m, tol=self._tol, warm_start=pairs, verify=False, progress=progress
                 )
         if pairs.interrupted:
-            raise KeyboardInterrupt  # Ctrl-C is meant for the training run around this
+            raise KeyboardInterrupt  # Ctrl-C means the training run
         sizes = pairs.ritz_values.abs()
         if len(sizes) < self.m or bool((2 * pairs.error_bounds > sizes).all()):
             raise FloatingPointError(
@@ -309,7 +314,7 @@ class FlatProjector:
 
 
 def _functions_for(tensors: Sequence[Tensor], basis: Tensor) -> ModuleType:
-    """The operators where all tensors are of one kind that they take, plain torch for mixed or strided ones."""
+    """The native operators if they take all tensors, plain torch for mixed or strided ones."""
     first = tensors[0]
     wide = torch.float64 if first.dtype == torch.float64 else torch.float32
     fits = basis.dtype == wide or (basis.dtype == torch.bfloat16 and wide == torch.float32)

@@ -25,16 +25,16 @@ class _Linearization:
 class GaussNewtonOperator(ClosureOperator):
     r"""The Gauss-Newton matrix :math:`J^T (\nabla^2_z L) J`, J the Jacobian of the outputs z.
 
-    It is positive semi-definite for a convex loss, and for cross-entropy the Fisher matrix of the model's own softmax.
+    It is positive semi-definite for a convex loss; for cross-entropy it is the Fisher matrix of the model's softmax.
 
     Args:
         closure: `closure() -> (outputs, loss)`, or `closure(batch) -> (outputs, mean loss)` with `data`; the loss must
-            be computed from that very `outputs` tensor.
+            depend on that very `outputs` tensor.
         params, data, batch_size, check_deterministic: as for `HessianOperator`.
 
     Raises:
-        ValueError: where the closure returns something else, or the loss does not depend on the outputs.
-    Cost: about two gradients a product; memory of two graphs inside a solver.
+        ValueError: if the closure returns anything else, or the loss does not depend on the outputs.
+    Cost: about two gradients per product; memory of two graphs inside a solver.
 
     Example:
         >>> import torch
@@ -62,7 +62,7 @@ class GaussNewtonOperator(ClosureOperator):
     ) -> None:
         super().__init__(closure, params, data=data, batch_size=batch_size, check_deterministic=check_deterministic)
         if self.sharded:
-            raise ValueError("params: sharded parameters (DTensor) have no product here; HessianOperator takes them")
+            raise ValueError("params: sharded parameters (DTensor) are not supported here; use HessianOperator")
 
     def _loss_of(self, value: Any) -> Tensor:
         if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[0], Tensor):

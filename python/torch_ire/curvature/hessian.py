@@ -20,29 +20,29 @@ Method = Literal["auto", "reverse", "forward", "finite_difference"]
 class HessianOperator(ClosureOperator):
     r"""The Hessian of a loss, through its products :math:`v \mapsto \nabla^2 L(\theta) v`.
 
-    Gradients, BatchNorm statistics, train or eval mode and the random state of the model are left as found; dropout
-    draws the same mask in every product. torch's attention runs by its math formula inside.
+    Gradients, BatchNorm statistics, train or eval mode and random state do not change; dropout draws the same mask in
+    every product. torch's attention runs on its math backend inside.
 
     Args:
         closure: `closure() -> loss`, a scalar tensor with its graph; `closure(batch) -> mean loss` with `data`.
         params: parameters, or names with parameters (`model.named_parameters()`); a subset gives the corresponding
-            block. Devices and dtypes may differ; flat vectors are on the first one's device, float64 where any
-            parameter is and float32 otherwise.
-        data: batches, iterated anew for each product; the operator is the mean over their samples.
+            block. Devices and dtypes may differ; flat vectors are on the first one's device, float64 if any parameter
+            is, else float32. A parameter frozen later counts as constant: its row and column are zero.
+        data: batches, iterated once per product; the operator is the mean over their samples.
         batch_size: number of samples of a batch; default: length of its first tensor.
-        check_deterministic: with `data`, compare two passes before the first product and say what differs.
+        check_deterministic: with `data`, compare two passes before the first product.
         method: `"reverse"` (reverse over reverse), `"forward"` (forward over reverse), `"finite_difference"` (central
             difference of gradients; needs first derivatives only, relative error about 1e-4 in float32). `"auto"` is
-            `"finite_difference"` for sharded parameters (FSDP2, tensor parallel), whose hooks know first derivatives
-            alone: all ranks then take part in every product, each with flat vectors of all coordinates, and parameters
-            that are not in the list must be frozen. Else it is `"reverse"`: inside a solver the graph of the gradient
-            is held and a product is one backward pass through it, where forward over reverse runs the model anew.
+            `"finite_difference"` for sharded parameters (FSDP2, tensor parallel), whose hooks support first derivatives
+            alone: all ranks take part in every product, each with flat vectors of all coordinates, and parameters
+            outside the list must be frozen. Else it is `"reverse"`: a solver holds the graph of the gradient, and a
+            product is one backward pass through it, while forward over reverse runs the model again.
 
     Raises:
-        ValueError: where a parameter is frozen, complex or listed twice, the closure returns no loss with a graph, or
-            parameters are sharded and another method than finite differences is asked for.
-        RuntimeError: where an operation has no second derivative, with the way around it.
-    Cost: about two gradients a product; memory of two graphs inside a solver.
+        ValueError: if a parameter is frozen, complex or listed twice, the loss has no graph, or the parameters are
+            sharded and the method is not finite differences.
+        RuntimeError: if an operation has no second derivative; the message names the alternatives.
+    Cost: about two gradients per product; memory of two graphs inside a solver.
 
     Example:
         >>> import torch
@@ -77,10 +77,11 @@ class HessianOperator(ClosureOperator):
             self.symmetry_tolerance = 0.05
 
     def blocks(self) -> dict[str, HessianOperator]:
-        """One operator a parameter: the diagonal blocks, for spectra by layer."""
+        """One operator per parameter with elements: the diagonal blocks, for spectra by layer."""
         return {
             name: HessianOperator(self._closure, {name: param}, check_deterministic=False, **self._options)
             for name, param in self._named.items()
+            if param.numel()
         }
 
     def _loss_of(self, value: Any) -> Tensor:
@@ -92,7 +93,7 @@ class HessianOperator(ClosureOperator):
         return gradients
 
     def _multiply(self, held: Sequence[Tensor], pieces: list[Tensor]) -> list[Tensor]:
-        # A parameter that enters the loss linearly, or not at all, has a gradient without graph: its row is zero.
+        # A parameter that enters the loss linearly, or not at all, has a gradient without graph and a zero row.
         curved = [(g, v) for g, v in zip(held, pieces, strict=True) if g.requires_grad]
         if not curved:
             return [torch.zeros_like(p) for p in self._params]
@@ -115,7 +116,7 @@ class HessianOperator(ClosureOperator):
             return super()._fresh_product(pieces, *batch)
         with forward_ad.dual_level():
             with torch.no_grad():
-                # Adding a dual zero in place hangs the tangent on the parameter itself, wherever the model keeps it.
+                # Adding a dual zero in place sets the tangent of the parameter itself, wherever the model keeps it.
                 for param, tangent in zip(self._params, pieces, strict=True):
                     if not param.requires_grad:
                         continue
@@ -152,7 +153,7 @@ class HessianOperator(ClosureOperator):
             finally:
                 self._write(kept)
         except BaseException:
-            self._write(kept)  # again: Ctrl-C may have interrupted the first time
+            self._write(kept)  # again: Ctrl-C may have interrupted the first restore
             raise
         quotient: Tensor = (gradients[0] - gradients[1]) / (2 * step)
         return quotient
@@ -160,5 +161,5 @@ class HessianOperator(ClosureOperator):
     def _write(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
             for param, value in zip(self._params, values, strict=True):
-                if param.requires_grad:  # one that was frozen meanwhile is a constant
+                if param.requires_grad:  # frozen ones are constants
                     param.copy_(scattered_like(value, param))

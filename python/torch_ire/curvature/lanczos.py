@@ -1,4 +1,4 @@
-"""Thick-restart Lanczos: the eigenpairs at the ends of the spectrum."""
+"""Thick-restart Lanczos for the ends of the spectrum."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch_ire.curvature.progress import progress_bar
 
 __all__ = ["lanczos"]
 
-#: Up to this size the search for repeated eigenvalues is on by default: its products are cheap there.
+#: Up to this size `verify` is on by default, since products are cheap.
 _VERIFIED_SIZE = 1000
-#: Weight of the i-th vector of an earlier basis in the start vector is i to this power. Lanczos resolves the outer
-#: eigenvalues first, so the inner ones get the larger share; anything from 1 to 3 takes the same number of products.
+#: The i-th vector of an earlier basis enters the start vector with weight i to this power. Lanczos resolves outer
+#: eigenvalues first, so inner ones get larger weights; any power from 1 to 3 takes the same number of products.
 _WARM_EXPONENT = 2.0
-#: Share of a random vector in a warm start, so that a direction that the old basis lacks is not lost: at 0.001 a new
-#: leading eigenvalue went unseen at tol = 1e-3, from 0.02 on it did not, and up to 0.05 it costs no product.
+#: Share of a random vector in a warm start, which finds directions that the old basis lacks: with 0.001 a new leading
+#: eigenvalue was missed at tol = 1e-3, from 0.02 on it was found, and up to 0.05 it costs no product.
 _WARM_NOISE = 0.03
-#: The second search ends when its outermost Ritz value is known this well, relative to the spread of its Ritz values:
-#: a repeated eigenvalue would stand out by then, because it lies beyond all that the search converges to.
+#: The second search ends when its outermost Ritz value is known this well, relative to the spread of its Ritz values: a
+#: missed eigenvalue lies beyond all others of the search and stands out by then.
 _SECOND_SEARCH_ACCURACY = 0.02
 
 
@@ -47,42 +47,41 @@ def lanczos(
 ) -> Eigenpairs:
     r"""Eigenpairs at an end, or both ends, of the spectrum of a symmetric operator.
 
-    Each step extends an orthonormal basis V by the part of H v that is orthogonal to it (two Gram-Schmidt passes over
-    the whole basis, so no ghost copies) and takes eigenpairs of :math:`V^T H V`. A full basis is restarted with its
-    best Ritz vectors. Where H v lies in the span (identity, low rank), the run goes on in a random direction.
+    Each step extends an orthonormal basis V by the part of H v orthogonal to it and takes eigenpairs of
+    :math:`V^T H V`. Full reorthogonalization (two Gram-Schmidt passes) prevents ghost copies. A full basis restarts
+    with its best Ritz vectors. If H v lies in the span (identity, low rank), the run continues in a random direction.
 
     Args:
-        operator: what `as_operator` takes.
+        operator: anything that `as_operator` takes.
         k: number of pairs, 1 to p.
         which: "largest" and "smallest" in the algebraic sense; "both" gives ceil(k/2) largest and floor(k/2) smallest.
-        tol: relative accuracy of the eigenvalues: the run ends when min(r, r^2 / gap) <= tol |theta| for every pair, r
-            the residual norm and gap the distance to the nearest unwanted Ritz value (an eigenvalue of magnitude below
-            eps^(2/3) ||H|| counts as one of that magnitude).
-        max_matvecs: most products; default 20 k + 100. What has not converged by then is returned with
-            `converged=False`.
-        max_basis: vectors held at a time, at least k + 2; default max(2 k + 16, 40). Memory is (max_basis + k) p,
-            the k in the operator's dtype.
+        tol: relative accuracy of the eigenvalues: the run ends when every `error_bounds` entry of `Eigenpairs` is at
+            most tol |theta|. An eigenvalue of magnitude below eps^(2/3) ||H|| counts as zero.
+        max_matvecs: maximum number of products; default 20 k + 100. A run that reaches it returns `converged=False`.
+        max_basis: maximum number of basis vectors, at least k + 2; default max(2 k + 16, 40). Memory is
+            (max_basis + k) p, the k in the operator's dtype.
         warm_start: the result of an earlier run or a basis as columns (p, m), ordered by decreasing eigenvalue.
-        verify: search again, orthogonally to what was found, for repeated eigenvalues, of which one start vector shows
-            one copy. Costs about another run. None: where p <= 1000.
-        storage: dtype of the basis. bfloat16, along a float32 operator, halves its memory in about the same time;
-            rounding then moves each row by u = 0.0016 of its length, which limits what can be reached: residual norms
-            to u times the couplings of the steps (0.0005 ||H|| is typical) and eigenvalues to the square of that over
-            the gap. Both are measured and in `residual_norms` and `error_bounds`, so a tolerance that is out of reach
-            ends with `converged=False`.
-        seed: of the start vector and of random directions.
-        size: p, where `operator` is a plain callable.
-        progress: None shows a bar on a terminal; False never.
+        verify: search again, from a random vector orthogonal to the pairs found, for further copies of repeated
+            eigenvalues and for eigenvalues that the start vector missed. Costs about another run. None: if p <= 1000.
+        storage: dtype of the basis. bfloat16, with a float32 operator, halves its memory, not the time. Rounding
+            moves each row by u = 0.0016 of its length and limits residual norms to u times the couplings of the steps
+            (0.0005 ||H|| is typical) and eigenvalue errors to the square of that over the gap. `residual_norms` and
+            `error_bounds` include it, so a tolerance out of reach ends with `converged=False`.
+        seed: seed of the start vector and of random directions.
+        size: p, required for a plain callable.
+        progress: None shows a bar on a terminal, False never does.
 
     Returns:
-        `Eigenpairs`. Ctrl-C returns what there is, with `interrupted=True`.
+        `Eigenpairs`. Ctrl-C returns the present pairs with `interrupted=True`.
 
     Raises:
-        ValueError: on k, tol, max_basis or warm_start out of range, or an operator that is found not symmetric.
-        FloatingPointError: where the operator returns nan or inf.
+        ValueError: if k, tol, max_basis or warm_start is out of range, or the operator is not symmetric beyond the
+            rounding of its products.
+        FloatingPointError: if the operator returns nan or inf.
 
-    Cost: one product a step; outside of it two passes over the basis. One synchronization with the device a step.
-    Determinism: a seed gives the same result as far as the operator does.
+    Cost: one product per step, and two passes over the basis outside of it. One synchronization with the device per
+        step.
+    Determinism: a seed repeats the result if the operator repeats its products.
 
     Example:
         >>> import torch
@@ -119,17 +118,17 @@ def lanczos(
 
 
 class _Search:
-    """Which Ritz pairs are wanted, whether they are good, and what to keep of a full basis."""
+    """Selects the wanted Ritz pairs, judges their accuracy and restarts a full basis."""
 
     def __init__(self, k: int, which: Which, tol: float, verify: bool) -> None:
         self._k, self._which, self._tol, self._verify = k, which, tol, verify
-        self._locked = 0  # rows of the basis that hold found pairs while the second search runs
+        self._locked = 0  # rows that hold the found pairs during the second search
         self._found: _Pairs | None = None  # those pairs
         self.verified = False
         self.note = ""  # for the progress bar
 
     def wanted(self, available: int, k: int) -> list[int]:
-        """Positions of the wanted among `available` values in decreasing order."""
+        """Positions of the wanted values among `available` ones in decreasing order."""
         k = min(k, available)
         top = {"largest": k, "smallest": 0, "both": (k + 1) // 2}[self._which]
         return [*range(top), *range(available - (k - top), available)]
@@ -138,7 +137,7 @@ class _Search:
         """The wanted Ritz pairs of the whole basis."""
         values, coefficients = _decreasing(space.matrix)
         index = self.wanted(space.size, self._k)
-        outside = torch.ones(space.size, dtype=torch.bool)
+        outside = torch.ones(space.size, dtype=torch.bool, device="cpu")
         outside[index] = False
         residuals, unwanted = space.residual_norms(coefficients), values[outside]
         bounds = error_bounds(values[index], residuals[index], unwanted, residuals[outside])
@@ -147,7 +146,7 @@ class _Search:
         return _Pairs(values[index], coefficients[:, index], residuals[index], bounds, nearest)
 
     def allowed(self, space: KrylovSpace, values: Tensor) -> Tensor:
-        """The error that the tolerance leaves each value."""
+        """The error that the tolerance allows each value."""
         return allowed_errors(values, self._tol, space.scale, space.operator.dtype)
 
     def _note_worst(self, space: KrylovSpace, pairs: _Pairs) -> None:
@@ -156,12 +155,12 @@ class _Search:
             self.note = f"relative error at most {float((pairs.bounds / allowed).max()) * self._tol:.1e}"
 
     def good(self, space: KrylovSpace, pairs: _Pairs) -> bool:
-        """Whether every wanted pair is there and within tolerance."""
+        """Whether every wanted pair exists and is within tolerance."""
         enough = space.size >= min(self._k + 1, space.operator.size)
         return enough and bool((pairs.bounds <= self.allowed(space, pairs.values)).all())
 
     def finished(self, space: KrylovSpace) -> bool:
-        """Whether nothing is left to do; turns to the second search where that is wanted."""
+        """Whether the run is complete; starts the second search if one is wanted."""
         if space.exhausted:
             self.verified = True
             return True
@@ -187,43 +186,45 @@ class _Search:
         residuals = (space.coupling[self._locked :] @ coefficients).abs()
         top = len(self.wanted(len(found), self._k)) if self._which == "largest" else (self._k + 1) // 2
         known = _SECOND_SEARCH_ACCURACY * float(values[0] - values[-1])
-        outside, inside = False, True
+        outside, inside, beyond = False, True, False
         for sign, position, count in ((1.0, 0, top), (-1.0, -1, self._locked - top)):
             if (sign > 0 and self._which == "smallest") or (sign < 0 and self._which == "largest") or count == 0:
                 continue
             edge = found[top - 1] if sign > 0 else found[top if self._which == "both" else 0]
             slack = float(self.allowed(space, edge))
+            beyond |= bool(sign * (values[position] - edge) > 0)
             outside |= bool(sign * (values[position] - edge) - residuals[position] > slack)
             inside &= bool(
                 sign * (values[position] - edge) + residuals[position] <= slack
                 and residuals[position] <= max(known, slack)
             )
-        if outside:  # a repeated eigenvalue: it joins the wanted ones, which then are looked through again
+        if outside:  # a missed eigenvalue: it joins the candidates of a continued first search
             self._locked, self._found = 0, None
         self.verified = inside
-        if inside and self._found is not None:  # the bounds claim no more than this search excludes
-            excluded = error_bounds(self._found.values, self._found.residuals, values, residuals)
-            excluded = excluded.minimum(self.allowed(space, self._found.values))
+        if inside and self._found is not None:  # bounds claim no more than this search excludes
+            excluded = allowed = self.allowed(space, self._found.values)
+            if not beyond:
+                excluded = error_bounds(self._found.values, self._found.residuals, values, residuals).minimum(allowed)
             self._found = self._found._replace(bounds=self._found.bounds.maximum(excluded))
         return inside
 
     def make_room(self, space: KrylovSpace) -> None:
-        """Restart a full basis with the best half of what is not wanted yet."""
+        """Restart a full basis with the wanted pairs and the better half of the others."""
         size, locked = space.size, self._locked
         held = locked if locked else min(self._k, size - 2)
         kept = max(1, (size - held) // 2) + (0 if locked else held)
         _, inner = _decreasing(space.matrix[locked:, locked:])
         inner = inner[:, self.wanted(size - locked, min(kept, size - locked - 1))]
-        coefficients = torch.zeros(size, locked + inner.shape[1], dtype=torch.float64)
-        coefficients[:locked, :locked] = torch.eye(locked, dtype=torch.float64)
+        coefficients = torch.zeros(size, locked + inner.shape[1], dtype=torch.float64, device="cpu")
+        coefficients[:locked, :locked] = torch.eye(locked, dtype=torch.float64, device="cpu")
         coefficients[locked:, locked:] = inner
         space.restart(coefficients)
 
     def result(self, space: KrylovSpace, num_matvecs: int, interrupted: bool) -> Eigenpairs:
         """The wanted pairs as tensors."""
-        if self._found is not None and not space.exhausted:  # the locked rows are those pairs still
+        if self._found is not None and not space.exhausted:  # the locked rows still hold them
             pairs, converged = self._found, True
-            coefficients = torch.eye(space.size, self._locked, dtype=torch.float64)
+            coefficients = torch.eye(space.size, self._locked, dtype=torch.float64, device="cpu")
         else:
             pairs = self.pairs(space)
             coefficients, converged = pairs.coefficients, self.good(space, pairs)
@@ -280,7 +281,7 @@ def _warm_vector(H: Operator, warm_start: Eigenpairs | Tensor, which: Which, pro
     basis = warm_start.basis if isinstance(warm_start, Eigenpairs) else warm_start.T
     if basis.dim() != 2 or basis.shape[1] != H.size or len(basis) == 0:
         raise ValueError(f"warm_start: expected a basis of shape ({H.size}, m), got {tuple(basis.T.shape)}")
-    order = torch.arange(1, len(basis) + 1, dtype=torch.float64)
+    order = torch.arange(1, len(basis) + 1, dtype=torch.float64, device="cpu")
     rank = {"largest": order, "smallest": order.flip(0), "both": torch.minimum(order, order.flip(0))}[which]
     weights = rank**_WARM_EXPONENT
     weights = (weights / weights.norm()).to(dtype=H.dtype, device=H.device)

@@ -1,4 +1,4 @@
-"""What every eigensolver and estimator here works on: a symmetric operator known by its products with vectors."""
+"""Symmetric operators known by their products with vectors."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ ROUNDINGS_OF_A_PRODUCT = 8.0
 
 
 class Operator(ABC):
-    """A symmetric linear operator on flat vectors, with an honest count of its products.
+    """A symmetric linear operator on flat vectors that counts its products.
 
-    Subclasses write `_product`. Solvers enter `linearized()` around a run, which lets a subclass hold what stays the
-    same between two products (the graph of a gradient, say).
+    Subclasses implement `_product`. Solvers enter `linearized()` around a run, so that a subclass can share work
+    between products (the graph of a gradient, say).
 
     Args:
         size: number of coordinates p, at least 1.
-        dtype: floating dtype of the flat vectors; half precisions are not accepted, since inner products need more.
-        device: where the flat vectors live.
+        dtype: dtype of the flat vectors, float32 or float64: inner products need more than half precision.
+        device: device of the flat vectors.
 
     Raises:
-        ValueError: on a size below 1 or another dtype.
+        ValueError: for a size below 1 or another dtype.
 
     Cost: that of the products.
 
@@ -79,7 +79,7 @@ class Operator(ABC):
             (p,), the operator's dtype. Counts one in `num_matvecs`.
 
         Raises:
-            ValueError: on another shape or device, or where the operator returns another shape.
+            ValueError: if the vector has another shape or device, or the product another shape.
         """
         if vector.shape != (self.size,):
             raise ValueError(f"matvec: expected a vector of shape ({self.size},), got {tuple(vector.shape)}")
@@ -104,7 +104,7 @@ class Operator(ABC):
 
     @contextmanager
     def linearized(self) -> Iterator[Operator]:
-        """Hold the point of linearization: inside, the parameters must not change. Nests."""
+        """Hold the point of linearization; the parameters must not change inside. Nests."""
         yield self
 
     def rounding_at(self, vector: Tensor) -> float:
@@ -135,7 +135,7 @@ class Operator(ABC):
         Raises:
             ValueError: if two entries differ by more than the rounding of a product.
 
-        Cost: two products if two entries differ by more than `symmetry_tolerance`.
+        Cost: four products if two entries differ by more than `symmetry_tolerance`.
         """
         small = (rows @ products.T).to(torch.float64).cpu()
         rounding = 0.0
@@ -159,12 +159,12 @@ class Operator(ABC):
             flat = torch.as_tensor(vector.reshape(-1), dtype=self.dtype, device=self.device)
             return self.matvec(flat).cpu().numpy()
 
-        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        numpy_dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         return LinearOperator(self.shape, matvec=product, rmatvec=product, dtype=numpy_dtype)
 
 
 def asymmetry(i: int, j: int, one: float, other: float, scale: float, rounding: float) -> ValueError:
-    """The error that names two products that should agree."""
+    """The error that reports two products that should agree."""
     return ValueError(
         f"the operator is not symmetric: v{i} . H v{j} = {one:.6g}, but v{j} . H v{i} = {other:.6g}. They differ by "
         f"{abs(one - other):.3g}; the norm of H is at least {scale:.3g} and the rounding of a product is {rounding:.3g}"
@@ -172,17 +172,17 @@ def asymmetry(i: int, j: int, one: float, other: float, scale: float, rounding: 
 
 
 class CallableOperator(Operator):
-    """Any function v -> H v on flat vectors, as an operator.
+    """An operator from a function v -> H v on flat vectors.
 
     Args:
         product: maps a (p,) tensor to a (p,) tensor; must be linear and symmetric.
         size: p.
         dtype: float32 or float64.
-        device: where the vectors live.
+        device: device of the vectors.
 
     Raises:
-        ValueError: on a size below 1 or another dtype.
-        TypeError: at a product, where the function returns no tensor.
+        ValueError: for a size below 1 or another dtype.
+        TypeError: at a product, if the function returns no tensor.
 
     Cost: that of the function.
 
@@ -215,19 +215,19 @@ class CallableOperator(Operator):
 
 
 def as_operator(source: Any, *, size: int | None = None) -> Operator:
-    """Whatever can multiply a vector, as an `Operator`.
+    """Convert anything that multiplies vectors to an `Operator`.
 
     Args:
         source: an `Operator`; a symmetric matrix (a (p, p) tensor); a scipy `LinearOperator` or sparse matrix, or a
             numpy matrix; a curvlinops operator; or a callable v -> H v, which needs `size`.
-        size: p, for a callable only; its vectors are float32 on the CPU (take `CallableOperator` for others).
+        size: p, for a callable only; its vectors are float32 on the CPU (for others use `CallableOperator`).
 
     Returns:
-        an `Operator`; `source` itself where it already is one.
+        an `Operator`; `source` itself if it is one.
 
     Raises:
-        ValueError: where the operator is not square, or a callable comes without `size`.
-        TypeError: where nothing can be made of `source`.
+        ValueError: if the operator is not square or not real, or a callable comes without `size`.
+        TypeError: if `source` cannot multiply vectors.
 
     Cost: none; a half-precision matrix is widened once.
 
@@ -248,6 +248,8 @@ def as_operator(source: Any, *, size: int | None = None) -> Operator:
         if rows != columns:
             raise ValueError(f"as_operator: expected a square operator, got shape {tuple(shape)}")
         if isinstance(source, Tensor):
+            if source.is_complex():
+                raise ValueError(f"as_operator: expected a real matrix, got {source.dtype}")
             dtype = source.dtype if source.dtype in (torch.float32, torch.float64) else torch.float32
             matrix = source.detach().to(dtype)
             return CallableOperator(lambda v: matrix @ v, rows, dtype=dtype, device=source.device)
@@ -270,4 +272,4 @@ def _numpy_operator(source: Any, size: int) -> Operator:
     import numpy as np
 
     dtype = torch.float32 if np.dtype(source.dtype or np.float64) == np.float32 else torch.float64
-    return CallableOperator(lambda v: torch.as_tensor(np.asarray(source @ v.numpy()).reshape(-1)), size, dtype=dtype)
+    return CallableOperator(lambda v: torch.from_numpy(np.asarray(source @ v.numpy()).reshape(-1)), size, dtype=dtype)

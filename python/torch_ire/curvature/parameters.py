@@ -17,7 +17,7 @@ def named_tensors(params: Iterable[Tensor] | Mapping[str, Tensor] | Iterable[tup
     """Parameters by name, from a list, a dict or `module.named_parameters()`; unnamed ones get their position.
 
     Raises:
-        ValueError: where nothing is left, or a tensor is complex, not floating, sparse or listed twice.
+        ValueError: if the list is empty, or a tensor is complex, not floating, sparse or listed twice.
     """
     items: list[tuple[str, Tensor]] = []
     source: Iterable[Tensor | tuple[str, Tensor]] = list(params.items()) if isinstance(params, Mapping) else params
@@ -39,7 +39,7 @@ def named_tensors(params: Iterable[Tensor] | Mapping[str, Tensor] | Iterable[tup
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """All of a tensor: of a `DTensor` what the other ranks have too."""
+    """The full tensor; gathers a `DTensor` from all ranks."""
     if not is_dtensor(tensor):
         return tensor
     whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
@@ -47,7 +47,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def scattered_like(value: Tensor, param: Tensor) -> Tensor:
-    """What belongs into a parameter, out of a value of which every rank has all; nothing is sent."""
+    """Local shard of a replicated value, for a sharded parameter. No communication."""
     if not is_dtensor(param) or is_dtensor(value):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -57,14 +57,14 @@ def scattered_like(value: Tensor, param: Tensor) -> Tensor:
 
 
 class FlatLayout:
-    """Where each parameter lies in the flat vector, and in which dtype and on which device that vector is.
+    """Position of each parameter in the flat vector, and the dtype and device of that vector.
 
-    The flat vector is on the first parameter's device; its dtype is float64 where any parameter is, else float32.
+    The flat vector is on the first parameter's device; its dtype is float64 if any parameter's is, else float32.
     Coordinates follow the order of the list and, within a parameter, the row-major order of its indices.
 
     Args:
-        tensors: the parameters; they may differ in device and dtype. Of a `DTensor` every rank has all coordinates in
-            its flat vectors, and `flatten` gathers them: all ranks must call it.
+        tensors: the parameters; they may differ in device and dtype. `flatten` gathers a `DTensor`: all ranks must call
+            it, and each holds flat vectors of all coordinates.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -77,13 +77,13 @@ class FlatLayout:
         self.device = tensors[0].device
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One (p,) vector out of one tensor a parameter."""
+        """One (p,) vector from one tensor per parameter."""
         if [t.shape for t in tensors] != self.shapes:
             raise ValueError(f"flatten: expected shapes {self.shapes}, got {[t.shape for t in tensors]}")
         return torch.cat([gathered(t.detach()).reshape(-1).to(device=self.device, dtype=self.dtype) for t in tensors])
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """The (p,) vector cut into the parameters' shapes, each in its own dtype and on its own device."""
+        """The (p,) vector split into the parameters' shapes, dtypes and devices."""
         pieces = torch.split(vector, self.numels)
         return [
             piece.to(device=device, dtype=dtype).view(shape)

@@ -1,4 +1,4 @@
-"""The one place that knows matplotlib; it is imported when something is drawn."""
+"""Imports matplotlib on the first plot."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["new_axes"]
 
 
 def new_axes(ax: Any = None) -> Any:
-    """The given matplotlib axes, or those of a new figure.
+    """The given matplotlib axes, or new ones.
 
     Raises:
-        ImportError: without matplotlib, saying how to get it.
+        ImportError: if matplotlib is missing; the message says how to install it.
     """
     if ax is not None:
         return ax

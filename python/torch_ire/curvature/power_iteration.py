@@ -1,4 +1,4 @@
-"""Block power iteration with Rayleigh-Ritz and deflation: few vectors held, no Krylov basis."""
+"""Block power iteration with Rayleigh-Ritz and deflation, without a Krylov basis."""
 
 from __future__ import annotations
 
@@ -30,37 +30,38 @@ def power_iteration(
     size: int | None = None,
     progress: bool | None = None,
 ) -> Eigenpairs:
-    r"""Eigenpairs by the power method, when memory for a Lanczos basis is short.
+    r"""Eigenpairs by the power method, for operators whose Lanczos basis does not fit in memory.
 
-    A block X of the k pairs still sought and one more is multiplied, turned to its Ritz vectors and orthonormalized;
-    converged leading pairs are taken out of the block and projected out of what follows (deflation).
+    Each iteration multiplies a block X of one vector more than pairs are sought, rotates it to its Ritz vectors and
+    orthonormalizes it. Converged leading pairs leave the block and are projected out of it (deflation).
 
     .. math::
         X \leftarrow \mathrm{orth}\big((I - Q Q^T)(H + \sigma I) X\big)
 
-    The shift :math:`\sigma`, as large as the most negative Ritz value met, makes the largest eigenvalue in the
-    algebraic sense the dominant one too; it costs no product.
+    The shift :math:`\sigma`, the magnitude of the most negative Ritz value so far, makes the algebraically largest
+    eigenvalue dominant at no cost.
 
     Args:
-        operator: what `as_operator` takes.
+        operator: anything that `as_operator` takes.
         k: number of pairs, 1 to p.
         which: "largest" or "smallest" in the algebraic sense, or "magnitude".
-        tol: as for `lanczos`, with the gap to the block's own next Ritz value.
-        max_matvecs: most products; default 500 k + 500.
+        tol: as for `lanczos`, with the gap to the next Ritz value of the block.
+        max_matvecs: maximum number of products; default 500 k + 500.
         warm_start: an earlier result, or a basis as columns (p, m).
-        seed: of the start block.
-        size: p, where `operator` is a plain callable.
-        progress: None shows a bar on a terminal; False never.
+        seed: seed of the start block.
+        size: p, required for a plain callable.
+        progress: None shows a bar on a terminal, False never does.
 
     Returns:
-        `Eigenpairs`; `verified` is true, since every block starts from random vectors of its own.
+        `Eigenpairs`; `verified` is False, since there is no second search.
 
     Raises:
-        ValueError: on k, which, tol or warm_start out of range.
-        FloatingPointError: where the operator returns nan or inf.
+        ValueError: if k, which, tol or warm_start is out of range, or the operator is not symmetric.
+        FloatingPointError: if the operator returns nan or inf.
 
-    Cost: k + 1 products an iteration, fewer as pairs are found; memory 2 (k + 1) p. `lanczos` takes far fewer products.
-    Determinism: a seed gives the same result as far as the operator does.
+    Cost: k + 1 products per iteration, fewer as pairs are found; memory 2 (k + 1) p. `lanczos` takes far fewer
+        products.
+    Determinism: a seed repeats the result if the operator repeats its products.
 
     Example:
         >>> import torch
@@ -95,7 +96,7 @@ def power_iteration(
 
 
 class _Block:
-    """The rows being iterated and those already found."""
+    """The rows of the iteration and the pairs found so far."""
 
     def __init__(
         self,
@@ -115,8 +116,8 @@ class _Block:
             if basis.dim() != 2 or basis.shape[1] != operator.size:
                 raise ValueError(f"warm_start: expected ({operator.size}, m), got {tuple(basis.T.shape)}")
             rows[: min(len(basis), count)] = basis[:count].to(rows)
-        self.rows = orthonormalized(rows)  # the block to multiply next
-        self._ritz_rows = self.rows  # and that of the last Ritz values
+        self.rows = orthonormalized(rows)  # the next block to multiply
+        self._ritz_rows = self.rows  # the block of the last Ritz values
         self._found = rows[:0]
         self._found_values: list[float] = []
         self._found_residuals: list[float] = []
@@ -126,10 +127,10 @@ class _Block:
         self._bounds: list[float] = []
         self._shift = 0.0
         self._scale = 0.0  # a lower bound of the norm of H
-        self._rounding = 0.0  # of a product, where it was measured
+        self._rounding = 0.0  # of a product; measured once an asymmetry is suspected
 
     def iterate(self) -> None:
-        """One multiplication of the block, its Ritz pairs, and the next block."""
+        """Multiply the block, take its Ritz pairs and form the next block."""
         products = torch.stack([self._H.matvec(row) for row in self.rows])
         if not bool(torch.isfinite(products).all()):
             raise FloatingPointError(f"matvec {self._H.num_matvecs}: the operator returned nan or inf")
@@ -143,7 +144,7 @@ class _Block:
         residual_rows = self._deflated(products - values.to(products)[:, None] * self._ritz_rows)
         self.values = values.tolist()
         self._residuals = torch.linalg.vector_norm(residual_rows, dim=1).tolist()
-        known = torch.tensor(self._residuals, dtype=torch.float64)
+        known = torch.tensor(self._residuals, dtype=torch.float64, device="cpu")
         wanted = self.wanted
         bounds = error_bounds(values, known, values[wanted:], known[wanted:]) if len(values) > wanted else known
         self._bounds = (bounds + self._rounding).tolist()
@@ -154,7 +155,7 @@ class _Block:
         done = self._leading_converged()
         self._take(done)
         if self.wanted:
-            # Twice: the first round leaves roundings of the found pairs, enlarged where the block was nearly dependent.
+            # Twice: the first round leaves rounding along the found pairs, amplified if the block was nearly dependent.
             for _ in range(2):
                 following = orthonormalized(self._deflated(following[-len(self.values) :]))
             self.rows = following
@@ -165,7 +166,9 @@ class _Block:
 
     def _leading_converged(self) -> int:
         scale = max(abs(v) for v in [*self.values, *self._found_values])
-        values, bounds = torch.tensor([self.values[: self.wanted], self._bounds[: self.wanted]], dtype=torch.float64)
+        values, bounds = torch.tensor(
+            [self.values[: self.wanted], self._bounds[: self.wanted]], dtype=torch.float64, device="cpu"
+        )
         good = bounds <= allowed_errors(values, self._tol, scale, self._H.dtype)
         return int(good.long().cumprod(0).sum())
 
@@ -182,7 +185,7 @@ class _Block:
         return rows - (rows @ self._found.T) @ self._found if len(self._found) else rows
 
     def result(self, num_matvecs: int, interrupted: bool) -> Eigenpairs:
-        """Found pairs, and the best of the block for what is missing."""
+        """The found pairs, completed by the best of the block."""
         missing = min(self.wanted, len(self.values))
         values = self._found_values + self.values[:missing]
         residuals = self._found_residuals + self._residuals[:missing]
@@ -191,13 +194,13 @@ class _Block:
         order = sorted(range(len(values)), key=lambda i: -values[i])
         unwanted = self.values[missing] if len(self.values) > missing else math.nan
         return Eigenpairs(
-            ritz_values=torch.tensor([values[i] for i in order], dtype=torch.float64),
+            ritz_values=torch.tensor([values[i] for i in order], dtype=torch.float64, device="cpu"),
             basis=basis[order],
-            residual_norms=torch.tensor([residuals[i] for i in order], dtype=torch.float64),
-            error_bounds=torch.tensor([bounds[i] for i in order], dtype=torch.float64),
+            residual_norms=torch.tensor([residuals[i] for i in order], dtype=torch.float64, device="cpu"),
+            error_bounds=torch.tensor([bounds[i] for i in order], dtype=torch.float64, device="cpu"),
             converged=self.wanted == 0,
             num_matvecs=num_matvecs,
             unwanted_value=unwanted,
-            verified=self.wanted == 0,
+            verified=False,
             interrupted=interrupted,
         )

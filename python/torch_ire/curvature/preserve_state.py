@@ -43,7 +43,8 @@ def frozen_buffers() -> Iterator[None]:
     finally:
         handle.remove()
         for module, buffers in originals.values():
-            module._buffers.update(buffers)
+            for name, buffer in buffers.items():  # the buffers of a ScriptModule have no update()
+                module._buffers[name] = buffer
 
 
 class _MathAttention:

@@ -1,4 +1,4 @@
-"""Seeded random vectors: the same ones on every device."""
+"""Seeded random vectors, the same on every device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["ProbeSource"]
 
 
 class ProbeSource:
-    """Draws random vectors for an operator from a generator of its own.
+    """Draws random vectors from its own generator.
 
-    The generator runs on the CPU, so a seed means the same vectors whatever the device, and torch's global random
-    state is never touched.
+    The generator runs on the CPU, so a seed gives the same vectors on every device. torch's global random state does
+    not change.
 
     Args:
         operator: gives length, dtype and device.
@@ -23,13 +23,13 @@ class ProbeSource:
 
     def __init__(self, operator: Operator, seed: int) -> None:
         self._size, self._dtype, self._device = operator.size, operator.dtype, operator.device
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def gaussian(self) -> Tensor:
         """(p,), independent N(0, 1) coordinates."""
-        return torch.randn(self._size, generator=self._generator, dtype=self._dtype).to(self._device)
+        return torch.randn(self._size, generator=self._generator, dtype=self._dtype, device="cpu").to(self._device)
 
     def rademacher(self) -> Tensor:
         """(p,), independent coordinates of +1 or -1."""
-        bits = torch.randint(0, 2, (self._size,), generator=self._generator, dtype=torch.int8)
+        bits = torch.randint(0, 2, (self._size,), generator=self._generator, dtype=torch.int8, device="cpu")
         return bits.mul_(2).sub_(1).to(device=self._device, dtype=self._dtype)

@@ -1,4 +1,4 @@
-"""A progress bar for long work: rich where it is installed, silence where nobody looks."""
+"""A progress bar on terminals, if rich is installed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def progress_bar(description: str, total: int, enabled: bool | None = None) -> I
     """A function `advance(by, note)` that moves a bar on standard error.
 
     Args:
-        description: what is going on, shown before the bar.
-        total: steps at most; the work may end earlier.
-        enabled: None shows the bar on a terminal only; False never.
+        description: text before the bar.
+        total: maximum number of steps.
+        enabled: None shows the bar on a terminal only, False never does.
     """
     if enabled is None:
         enabled = sys.stderr.isatty()

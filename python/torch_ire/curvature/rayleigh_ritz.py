@@ -1,4 +1,4 @@
-"""Eigenpairs out of a subspace that is already close to the eigenvectors."""
+"""Eigenpairs from a subspace that is already close to the eigenvectors."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch_ire.curvature.operator import Operator
 
 __all__ = ["rayleigh_ritz"]
 
-#: The correction of a row divides by its Ritz value; past this length it would no longer be a correction.
+#: The correction of a row divides by its Ritz value; a longer one would not be a correction.
 _LONGEST_CORRECTION = 0.5
 
 
 def rayleigh_ritz(operator: Operator, rows: Tensor, *, tol: float, unwanted_value: float = math.nan) -> Eigenpairs:
-    r"""Ritz pairs of the span of some rows, and a better basis from the same products.
+    r"""Ritz pairs of the span of the rows, and a better basis from the same products.
 
     .. math:: x_i \leftarrow \mathrm{orth}(x_i + r_i / \theta_i) = \mathrm{orth}(H x_i)
 
     Args:
         operator: H.
         rows: (m, p), orthonormal, close to the leading eigenvectors.
-        tol: relative accuracy that `converged` speaks of.
-        unwanted_value: the (m + 1)-th eigenvalue as far as it is known, for the gap; nan: residuals alone count.
+        tol: relative accuracy for `converged`.
+        unwanted_value: the (m + 1)-th eigenvalue if it is known, for the gap; nan: only residuals count.
 
     Returns:
         `Eigenpairs`: values, residuals and bounds of the span of `rows`, and the improved basis.
 
     Raises:
-        FloatingPointError: where the operator returns nan or inf.
-        ValueError: where it is found not symmetric.
+        FloatingPointError: if the operator returns nan or inf.
+        ValueError: if it is not symmetric.
 
     Cost: m products, 2 m p memory.
     """
@@ -52,7 +52,7 @@ def rayleigh_ritz(operator: Operator, rows: Tensor, *, tol: float, unwanted_valu
     theta = values.to(rows)[:, None]
     residual_rows = products - theta * vectors
     residuals = torch.linalg.vector_norm(residual_rows, dim=1, dtype=torch.float64).cpu()
-    others = torch.tensor([] if math.isnan(unwanted_value) else [unwanted_value], dtype=torch.float64)
+    others = torch.tensor([] if math.isnan(unwanted_value) else [unwanted_value], dtype=torch.float64, device="cpu")
     bounds = error_bounds(values, residuals, others, torch.zeros_like(others)) + rounding
     correctable = (residuals < _LONGEST_CORRECTION * values).to(rows.device)[:, None]
     divisors = theta.where(correctable, torch.ones_like(theta))

@@ -28,14 +28,14 @@ class SharpnessRecord:
     Args:
         step: the training step.
         lambda_max: largest Hessian eigenvalue.
-        residual_norm: of that pair: an eigenvalue lies within it.
+        residual_norm: residual norm of that pair; an eigenvalue lies within it.
         limit: 2 / lr; inf for lr = 0, nan without a learning rate.
-        trace: estimated trace, nan where it was not asked for.
+        trace: estimated trace, nan without `trace_matvecs`.
         trace_error: its standard error.
-        num_matvecs: products taken.
+        num_matvecs: number of products.
 
     Raises:
-        TypeError: on a missing field.
+        TypeError: if a field is missing.
 
     Cost: none.
 
@@ -58,16 +58,16 @@ class SharpnessRecord:
 
 
 class SharpnessTracker:
-    """Measures the leading eigenvalues every N steps, each time from the last eigenvectors.
+    """Measures the leading eigenvalues every N steps, starting from the last eigenvectors.
 
     Args:
-        operator: the Hessian, on a fixed batch: it is evaluated at the parameters of the moment.
+        operator: the Hessian on a fixed batch, evaluated at the present parameters.
         every: steps between measurements.
-        k: leading eigenvalues to follow; `ritz_values` has all of the last measurement.
+        k: number of leading eigenvalues; `ritz_values` has those of the last measurement.
         tol: relative accuracy.
-        trace_matvecs: products for a trace estimate each time; 0: none.
+        trace_matvecs: products per trace estimate; 0: no estimate.
         lr: a number or one-element tensor, or a function that returns one: the learning rate for the line 2 / lr.
-        csv_path: a file that gets one line a measurement, written through at once.
+        csv_path: a file that gets one line per measurement at once.
         writer: a TensorBoard `SummaryWriter`, or anything with `add_scalar(name, value, step)`.
 
     Example:
@@ -81,9 +81,9 @@ class SharpnessTracker:
         [48.0, 48.0]
 
     Raises:
-        ValueError: on `every` below 1.
+        ValueError: if `every` is below 1.
 
-    Cost: a warm-started `lanczos` run a measurement, and `trace_matvecs` products.
+    Cost: a warm-started `lanczos` run per measurement, and `trace_matvecs` products.
 
     References:
         Cohen et al., Gradient descent on neural networks typically occurs at the edge of stability, ICLR 2021.
@@ -115,15 +115,15 @@ class SharpnessTracker:
         return [] if self._last is None else list(self._last.ritz_values.tolist())
 
     def update(self, step: int) -> SharpnessRecord | None:
-        """Measure where `step` is a multiple of `every`; to be called once a step.
+        """Measure if `step` is a multiple of `every`; call it once per step.
 
         Returns:
-            the new record, or None where none was due.
+            the new record, or None if none was due.
         """
         return self.measure(step) if step % self._every == 0 else None
 
     def measure(self, step: int) -> SharpnessRecord:
-        """Measure now. Ctrl-C passes through, and leaves the record out."""
+        """Measure now. Ctrl-C is raised, without a record."""
         before = self._operator.num_matvecs
         with self._operator.linearized():
             pairs = lanczos(self._operator, self._k, tol=self._tol, warm_start=self._last, verify=False, progress=False)
@@ -131,7 +131,7 @@ class SharpnessTracker:
             if self._trace_matvecs:
                 estimate = trace(self._operator, num_matvecs=self._trace_matvecs, seed=step, progress=False)
         if pairs.interrupted or (estimate is not None and estimate.interrupted):
-            raise KeyboardInterrupt  # Ctrl-C is meant for the training run around this
+            raise KeyboardInterrupt  # Ctrl-C means the training run
         self._last = pairs
         record = SharpnessRecord(
             step=int(step),
@@ -158,7 +158,7 @@ class SharpnessTracker:
             _append_row(self._csv_path, row)
         if self._writer is not None:
             for name in ("lambda_max", "limit", "trace"):
-                if row[name] == row[name]:  # nan: not asked for
+                if row[name] == row[name]:  # not nan: measured
                     self._writer.add_scalar(f"curvature/{name}", row[name], record.step)
 
     def plot(self, ax: Any = None) -> Any:
@@ -178,7 +178,7 @@ class SharpnessTracker:
 
 
 def _append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row, with a header in a new file; a write that fails is taken back, and the old rows stay."""
+    """Append a row, with a header in a new file. A failed write is undone and keeps the old rows."""
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, list(row))
     with path.open("ab+") as file:
@@ -187,7 +187,7 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
             table.writeheader()
         else:
             file.seek(size - 1)
-            if file.read(1) != b"\n":  # a row that a crash cut off
+            if file.read(1) != b"\n":  # a crash cut off the last row
                 text.write("\r\n")
         table.writerow(row)
     try:

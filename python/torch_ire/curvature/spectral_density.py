@@ -23,17 +23,17 @@ class SpectralDensity:
     """A smoothed density of eigenvalues, integrating to 1.
 
     Args:
-        grid: (n,), float64, where the density is given.
+        grid: (n,), float64, the points of the density.
         density: (n,), float64.
         standard_error: (n,), of the density over the probes; nan with one probe.
-        nodes: one tensor of Ritz values a probe.
-        weights: the weights of those nodes, summing to 1 a probe.
-        broadening: standard deviation of the Gaussian that stands for one eigenvalue.
-        num_matvecs: products taken.
+        nodes: one tensor of Ritz values per probe.
+        weights: the weights of those nodes, summing to 1 per probe.
+        broadening: standard deviation of the Gaussian that represents one eigenvalue.
+        num_matvecs: number of products.
         interrupted: whether Ctrl-C ended the run early.
 
     Raises:
-        ImportError: `plot()` without matplotlib.
+        ImportError: `plot()` needs matplotlib.
 
     Cost: the curves, on the CPU.
 
@@ -58,7 +58,7 @@ class SpectralDensity:
     interrupted: bool = False
 
     def mean(self, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """The mean of a function over the spectrum, tr f(H) / p, without smoothing, and its standard error."""
+        """The mean of a function over the spectrum, tr f(H) / p, without broadening, and its standard error."""
         values = torch.stack([(w * function(x)).sum() for x, w in zip(self.nodes, self.weights, strict=True)])
         error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
         return float(values.mean()), error
@@ -91,28 +91,28 @@ def spectral_density(
     r"""Density of eigenvalues, :math:`\phi(x) = \frac1p \sum_i g_\sigma(x - \lambda_i)`.
 
     From a random unit vector, Lanczos gives nodes (Ritz values) and weights (squared first coordinates) of a Gauss
-    quadrature for the density; the mean over vectors is unbiased. Full reorthogonalization leaves no ghost copies, so
-    every weight is what it should be.
+    quadrature for the density; the mean over vectors is unbiased. Full reorthogonalization prevents ghost copies,
+    which would falsify the weights.
 
     Args:
-        operator: what `as_operator` takes.
-        num_probes: random vectors to average over, at least 1.
-        num_steps: Lanczos steps a vector, at least 1; polynomials of degree 2 num_steps - 1 are integrated exactly.
+        operator: anything that `as_operator` takes.
+        num_probes: number of random vectors, at least 1.
+        num_steps: Lanczos steps per vector, at least 1; polynomials of degree 2 num_steps - 1 are integrated exactly.
         num_points: points of the grid, at least 2.
         broadening: sigma; default one hundredth of the spectrum's width.
-        seed: of the random vectors.
-        size: p, where `operator` is a plain callable.
-        progress: None shows a bar on a terminal; False never.
+        seed: seed of the random vectors.
+        size: p, required for a plain callable.
+        progress: None shows a bar on a terminal, False never does.
 
     Returns:
         `SpectralDensity`.
 
     Raises:
-        ValueError: on counts out of range, or an operator that is found not symmetric.
-        FloatingPointError: where the operator returns nan or inf.
+        ValueError: if a count is out of range, or the operator is not symmetric.
+        FloatingPointError: if the operator returns nan or inf.
 
     Cost: num_probes num_steps products; memory (num_steps + 1) p.
-    Determinism: a seed gives the same result as far as the operator does.
+    Determinism: a seed repeats the result if the operator repeats its products.
 
     References:
         Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIAM J. Matrix Anal. Appl. 38
@@ -148,9 +148,10 @@ def spectral_density(
                 raise
             interrupted = True
     low, high = min(float(x.min()) for x in nodes), max(float(x.max()) for x in nodes)
-    width = high - low if high > low else max(abs(high), 1.0)
+    rounding = 8 * torch.finfo(H.dtype).eps * max(abs(low), abs(high))
+    width = high - low if high - low > rounding else max(abs(high), 1.0)
     sigma = broadening if broadening is not None else width / 100
-    grid = torch.linspace(low - 4 * sigma, high + 4 * sigma, num_points, dtype=torch.float64)
+    grid = torch.linspace(low - 4 * sigma, high + 4 * sigma, num_points, dtype=torch.float64, device="cpu")
     curves = torch.stack([_smoothed(grid, x, w, sigma) for x, w in zip(nodes, weights, strict=True)])
     error = curves.std(0) / math.sqrt(len(curves)) if len(curves) > 1 else torch.full_like(grid, math.nan)
     return SpectralDensity(grid, curves.mean(0), error, nodes, weights, sigma, H.num_matvecs - before, interrupted)
@@ -158,7 +159,7 @@ def spectral_density(
 
 def _quadrature(H: Operator, num_steps: int, probes: ProbeSource) -> tuple[Tensor, Tensor]:
     space = KrylovSpace(H, num_steps, probes.gaussian(), probes)
-    # An invariant space ends the quadrature: it is exact then, and a random direction would have weight zero.
+    # An invariant space ends the quadrature: it is exact, and a random direction would have weight zero.
     while not space.full and (space.size == 0 or space.coupling[-1] > 0):
         space.expand()
     values, vectors = torch.linalg.eigh(space.matrix)

@@ -29,27 +29,27 @@ _LARGEST_KAPPA = 1e6
 
 @dataclass(frozen=True)
 class Stability:
-    r"""Curvature against 2 / lr, before and after amplification.
+    r"""Curvature compared with 2 / lr, before and after amplification.
 
     Args:
         lr: eta.
-        kappa: that of the question.
+        kappa: the kappa asked about.
         limit: 2 / eta.
         lambda_max: largest eigenvalue of H; gradient descent is linearly stable while it is at most `limit`.
-        lambda_max_amplified: that of D^1/2 H D^1/2 with D = I + kappa n, for the IRE step.
+        lambda_max_amplified: largest eigenvalue of D^1/2 H D^1/2 with D = I + kappa n, for the IRE step.
         trace: tr H; batch-1 SGD at interpolation is stable while it is at most `limit`.
         trace_amplified: tr D H = tr H + kappa tr_flat H.
         trace_flat: tr_flat H = sum over flat coordinates of H_ii.
-        kappa_max_gd: the kappa at which `lambda_max_amplified` reaches `limit`; 0 where the plain step is unstable
-            already, inf where none is too large.
-        kappa_max_sgd: (2 / eta - tr H) / tr_flat H, the bound of batch-1 SGD, with the same conventions.
-        num_matvecs: products taken by all of it.
-        eigenpairs: the leading pair, to start the next call from.
+        kappa_max_gd: the kappa at which `lambda_max_amplified` reaches `limit`; 0 if the plain step is unstable
+            already, inf if no kappa is too large.
+        kappa_max_sgd: (2 / eta - tr H) / tr_flat H, the limit for batch-1 SGD, with the same conventions.
+        num_matvecs: number of products in total.
+        eigenpairs: the leading pair, `warm_start` of the next call.
 
     Raises:
-        ImportError: `plot()` without matplotlib.
+        ImportError: `plot()` needs matplotlib.
 
-    Cost: the leading eigenvector.
+    Cost: memory of the leading eigenvector.
 
     Example:
         >>> import torch
@@ -82,7 +82,7 @@ class Stability:
 
     @property
     def stable_sgd(self) -> bool:
-        """Whether batch-1 SGD with this amplification is, by its trace."""
+        """Whether batch-1 SGD with this amplification is linearly stable, by its trace."""
         return self.trace_amplified <= self.limit
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ class Stability:
         return "\n".join(f"{name:<28}{value:>12.5g}  {note}".rstrip() for name, value, note in rows)
 
     def plot(self, ax: Any = None) -> Any:
-        """Bars of the curvatures against the line 2 / lr; returns the matplotlib axes."""
+        """Bars of the curvatures with the line 2 / lr; returns the matplotlib axes."""
         from torch_ire.curvature.plots import new_axes
 
         ax = new_axes(ax)
@@ -123,32 +123,32 @@ def stability(
     size: int | None = None,
     progress: bool | None = None,
 ) -> Stability:
-    r"""How far a learning rate and a kappa are from the edge of linear stability.
+    r"""Compare a learning rate and kappa with the limits of linear stability.
 
     The IRE step on a quadratic is :math:`\theta \leftarrow (I - \eta D H) \theta` with :math:`D = I + \kappa n`, and
     :math:`D H` has the eigenvalues of :math:`D^{1/2} H D^{1/2}`, so gradient descent is stable while the largest of
     them is at most 2 / eta; batch-1 SGD at interpolation while :math:`\mathrm{tr}(D H)` is.
 
     Args:
-        operator: H, what `as_operator` takes.
+        operator: H, anything that `as_operator` takes.
         lr: eta, positive.
         kappa: at least 0.
-        mask: the flat coordinates: a bool tensor (p,), one bool tensor a parameter, or a `FlatProjector`. None: all are
-            flat.
+        mask: the flat coordinates: a bool tensor (p,), one bool tensor per parameter, or a `FlatProjector`. None: all
+            are flat.
         tol: relative accuracy of eigenvalues.
         num_matvecs: products for each of the two traces, at least 6.
         warm_start: `eigenpairs` of an earlier call.
-        seed: of all random vectors.
-        size: p, where `operator` is a plain callable.
-        progress: None shows a bar on a terminal; False never.
+        seed: seed of all random vectors.
+        size: p, required for a plain callable.
+        progress: None shows a bar on a terminal, False never does.
 
     Returns:
         `Stability`.
 
     Raises:
-        ValueError: on lr or kappa out of range, or a mask of another size.
+        ValueError: if lr or kappa is out of range, or the mask has another size.
 
-    Cost: two traces, one `lanczos` run for the plain operator and a few warm-started ones for kappa_max.
+    Cost: two traces, one `lanczos` run for the plain operator and up to 30 warm-started ones for kappa_max.
 
     References:
         Wang et al., arXiv 2405.20763, section 5. Wu, Ma, E, How SGD selects the global minima in over-parameterized
@@ -191,7 +191,7 @@ def stability(
 
 
 def amplified_operator(operator: Operator, mask: Mask | None, kappa: float) -> Operator:
-    r""":math:`D^{1/2} H D^{1/2}` with :math:`D = I + \kappa n`: what the IRE step makes of H.
+    r""":math:`D^{1/2} H D^{1/2}` with :math:`D = I + \kappa n`: the curvature that the IRE step sees.
 
     Args:
         operator: H.
@@ -202,9 +202,9 @@ def amplified_operator(operator: Operator, mask: Mask | None, kappa: float) -> O
         an `Operator` of the same size.
 
     Raises:
-        ValueError: on a mask of another size.
+        ValueError: if the mask has another size.
 
-    Cost: one product of H and two applications of the mask or projector a product.
+    Cost: one product of H and two applications of the mask or projector per product.
 
     Example:
         >>> import torch
@@ -221,7 +221,7 @@ def amplified_operator(operator: Operator, mask: Mask | None, kappa: float) -> O
 
 
 class _FlatPart:
-    """n as a function: the part of a vector on the flat coordinates, or along the flat directions."""
+    """n as a function: the part of a vector on flat coordinates or along flat directions."""
 
     def __init__(self, mask: Tensor | FlatProjector | None) -> None:
         self._mask = mask
@@ -258,7 +258,7 @@ def _amplified(H: Operator, flat: _FlatPart, kappa: float) -> Operator:
 def _flat_trace(
     H: Operator, mask: Mask | None, flat: _FlatPart, full: Estimate, num_matvecs: int, seed: int, progress: bool | None
 ) -> Estimate:
-    """tr(n H n): n is a projector either way, so that is the trace over the flat part."""
+    """tr(n H n): n is a projector, so this is the trace over the flat part."""
     if mask is None:
         return full
     compressed = CallableOperator(lambda v: flat(H.matvec(flat(v))), H.size, dtype=H.dtype, device=H.device)
@@ -266,11 +266,11 @@ def _flat_trace(
 
 
 class _Edge:
-    """Sharpness of the amplified operator as a function of kappa, each run started from the last."""
+    """Sharpness of the amplified operator as a function of kappa."""
 
     def __init__(self, H: Operator, flat: _FlatPart, plain: Eigenpairs, tol: float) -> None:
         self._H, self._flat, self._tol = H, flat, tol
-        # A random share: the leading vector at kappa = 0 may have nothing of the one that leads at a large kappa.
+        # A random share: the leading vector at kappa = 0 may be orthogonal to the one that leads at a large kappa.
         random = ProbeSource(H, 0).gaussian()
         self._start = plain.basis + 0.1 * random / random.norm()
         self._known = {0.0: float(plain.ritz_values[0])}
@@ -284,7 +284,7 @@ class _Edge:
         return self._known[kappa]
 
     def critical_kappa(self, limit: float) -> float:
-        """The kappa at which the sharpness reaches the limit. Sharpness / (1 + kappa) does not increase with kappa."""
+        """The kappa at which the sharpness reaches the limit; sharpness / (1 + kappa) never increases."""
         if self.sharpness(0.0) >= limit:
             return 0.0
         low, high = 0.0, 1.0

@@ -1,7 +1,7 @@
-"""The paper's theory, reproduced: experiments A to D through the public optimizers, against closed forms.
+"""The paper's theory: experiments A to D through the public optimizers, against closed forms.
 
-`reproduce()` runs them, prints one table and draws one picture. The experiments and what each predicts are described at
-the top of their modules: `toy`, `average_sam`, `single_sample_sam`, `curved_manifold`.
+`reproduce()` runs them, prints a table and draws a picture. The modules `toy`, `average_sam`, `single_sample_sam` and
+`curved_manifold` describe the experiments and their predictions.
 """
 
 from torch_ire.theory.comparison import Comparison, Curve, Outcome, print_table, slope

@@ -4,9 +4,8 @@ L = (1 + u^2) |v|^2 / 2 with v in R^d, p = d + 1; near v = 0 theory has d ln u /
 
     eta_eff = (1 + kappa) (eta rho^2 / p) 2 / (2 - 2 eta)    (at u = 1, where the sharp curvature is 2).
 
-Many replicas are one problem: R copies side by side have p = R (d + 1) coordinates, and average SAM on all of them with
-radius rho sqrt(R) perturbs each copy with the second moment rho^2 / (d + 1) a coordinate, which is all that the theory
-uses.
+Replicas form one problem: R copies side by side have p = R (d + 1) coordinates, and average SAM on all of them with
+radius rho sqrt(R) perturbs each copy with the second moment rho^2 / (d + 1) per coordinate, as the theory assumes.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ _ETAS = (0.005, 0.01, 0.02, 0.04, 0.08)
 
 
 def gradient(params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of every replica."""
+    """The gradients of all replicas."""
     u, v = params
     return [u * (v**2).sum(1), (1 + u**2)[:, None] * v]
 
 
 def diagonal(params: Sequence[Tensor]) -> list[Tensor]:
-    """The Hessian's diagonal of every replica."""
+    """The Hessian diagonals of all replicas."""
     u, v = params
     return [(v**2).sum(1), (1 + u**2)[:, None].expand_as(v)]
 
@@ -45,7 +44,7 @@ def predicted_rate(eta: float, rho: float, kappa: float, p: int = 5, u: float = 
 
 def _run(eta: float, rho: float, kappa: float, replicas: int, *, d: int, exact: bool, seed: int) -> SamRun:
     generator = torch.Generator().manual_seed(seed)
-    # The stationary spread of v, so that the burn-in has little left to do.
+    # The stationary spread of v shortens the burn-in.
     spread = math.sqrt(eta * (rho**2 / (d + 1)) * 2 / (2 - 2 * eta))
     u = torch.ones(replicas, dtype=torch.float64)
     v = spread * torch.randn(replicas, d, generator=generator, dtype=torch.float64)
@@ -75,13 +74,14 @@ def drift_rate(
 
 
 def halving_steps(eta: float, rho: float, kappa: float, *, replicas: int = 100, seed: int = 0) -> int:
-    """Steps in which the mean of u over the replicas falls from 1 to 1/2."""
+    """Steps in which the mean of u over the replicas falls from 1 to 1/2.
+
+    Raises:
+        RuntimeError: after four times the predicted number of steps.
+    """
     run = _run(eta, rho, kappa, replicas, d=4, exact=False, seed=seed)
-    u, steps = run.params[0], 0
-    while float(u.detach().mean()) > 0.5:
-        run.step()
-        steps += 1
-    return steps
+    u = run.params[0]
+    return run.steps_until(lambda: float(u.detach().mean()) <= 0.5, predicted_halving(eta, rho, kappa))
 
 
 def predicted_halving(eta: float, rho: float, kappa: float) -> float:
@@ -92,11 +92,11 @@ def predicted_halving(eta: float, rho: float, kappa: float) -> float:
 
 
 def average_sam(*, quick: bool = False, seed: int = 0) -> Outcome:
-    """Every run of experiment B with its prediction.
+    """Run experiment B and compare it with its predictions.
 
     Args:
-        quick: a tenth of the samples, for a look.
-        seed: of the perturbations.
+        quick: a tenth of the samples.
+        seed: seed of the perturbations.
     """
     outcome = Outcome()
     replicas = 200 if quick else 2000
@@ -113,7 +113,7 @@ def average_sam(*, quick: bool = False, seed: int = 0) -> Outcome:
                 outcome.compare("B", f"{name}, eta = {eta:g}: eta_eff", rates[-1], predictions[-1], noise)
             else:
                 plain = (1 + kappa) * eta * rho**2 / 5
-                # To leading order the projector delivers the whole factor; measured shares are 0.93 to 1.00.
+                # To leading order the projector delivers the full factor; measured shares are 0.93 to 1.00.
                 outcome.compare("B", f"{name}, eta = {eta:g}: share of the ideal rate", rates[-1] / plain, 1.0, 0.09)
         found = slope(_ETAS, rates)
         outcome.compare("B", f"{name}: exponent in eta", found, exponent, 0.05)

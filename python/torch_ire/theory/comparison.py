@@ -1,4 +1,4 @@
-"""Measured against predicted, and the table of it."""
+"""Measured and predicted values, and their table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Comparison", "Curve", "Outcome", "print_table", "slope"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One number that a run gave beside the one that theory gives.
+    """A measured number with its prediction.
 
     Args:
         experiment: "A" to "D".
-        quantity: what was measured.
-        measured: its value.
-        predicted: that of the closed form.
-        tolerance: relative deviation that the closed form's own error and the noise of the run allow.
+        quantity: name of the number.
+        measured: the value of the run.
+        predicted: the value of the closed form.
+        tolerance: relative deviation allowed for the error of the closed form and the noise of the run.
 
     Example:
         >>> from torch_ire.theory import Comparison
@@ -47,14 +47,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Curve:
-    """A law to draw: measured points and the predicted line.
+    """A law in the picture: measured points and the predicted line.
 
     Args:
         panel: name of the picture's panel.
         label: legend entry.
-        x: abscissae.
-        measured: ordinates measured.
-        predicted: ordinates predicted.
+        x: abscissas.
+        measured: measured ordinates.
+        predicted: predicted ordinates.
 
     Example:
         >>> from torch_ire.theory import Curve
@@ -71,11 +71,11 @@ class Curve:
 
 @dataclass
 class Outcome:
-    """What an experiment found.
+    """The results of an experiment.
 
     Args:
-        comparisons: its lines of the table.
-        curves: its lines of the picture.
+        comparisons: lines of the table.
+        curves: curves of the picture.
         paths: trajectories (u, v) by name, for the picture of the toy.
 
     Example:
@@ -95,18 +95,18 @@ class Outcome:
         self.comparisons.append(Comparison(experiment, quantity, measured, predicted, tolerance))
 
     def extend(self, other: Outcome) -> None:
-        """Take over what another experiment found."""
+        """Append the results of another experiment."""
         self.comparisons += other.comparisons
         self.curves += other.curves
         self.paths.update(other.paths)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Least-squares slope of log y over log x: the exponent of a power law.
+    """Exponent of a power law: the least-squares slope of log y over log x.
 
     Args:
         x: positive numbers.
-        y: as many positive numbers.
+        y: positive numbers, as many as x.
 
     Returns:
         the exponent.
@@ -123,7 +123,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def print_table(comparisons: Sequence[Comparison]) -> None:
-    """Every comparison on standard output: as a rich table where rich is installed, else in columns.
+    """Print every comparison: as a rich table if rich is installed, else in columns.
 
     Args:
         comparisons: the lines, in order.

@@ -1,8 +1,8 @@
 """Experiment D: a curved manifold whose flat direction mixes coordinates, through SAMIRE.
 
-L = sum over 4 pairs of (a b - 1)^2 / 2. The imbalance a^2 - b^2 decays as exp(-2 eta_eff t), whatever the targets.
-Ideal is (1 + kappa) eta rho^2 / p for average SAM and (1 + kappa) eta rho^2 for SAM with one sample a step; the
-diagonal mask delivers a part of it, the exact projector nearly all.
+L = sum over 4 pairs of (a b - 1)^2 / 2. The imbalance a^2 - b^2 decays as exp(-2 eta_eff t), for any targets.
+The ideal rate is (1 + kappa) eta rho^2 / p for average SAM and (1 + kappa) eta rho^2 for SAM with one sample per step.
+The diagonal mask reaches a part of it, the exact projector nearly all.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PAIRS = 4
 
 
 def gradient(params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of every pair."""
+    """The gradients of all pairs."""
     a, b = params
     error = a * b - 1
     return [error * b, error * a]
 
 
 def diagonal(params: Sequence[Tensor]) -> list[Tensor]:
-    """The Hessian's diagonal of every pair."""
+    """The Hessian diagonals of all pairs."""
     a, b = params
     return [b**2, a**2]
 
@@ -54,7 +54,7 @@ def _imbalance(run: SamRun) -> float:
 
 
 def _rate(run: SamRun, steps: int, settling: int) -> float:
-    """eta_eff from the decay of the imbalance, after the transient of the start."""
+    """eta_eff from the decay of the imbalance, after the initial transient."""
     for _ in range(settling):
         run.step()
     first = _imbalance(run)
@@ -80,9 +80,9 @@ def average_share(
         kappa: enhancement.
         eta: learning rate.
         rho: radius.
-        replicas: copies of the 4 pairs; see `average_sam` for why they may run as one problem.
-        decay: the run lasts until the imbalance should have fallen by this exponent.
-        seed: of start and perturbations.
+        replicas: copies of the 4 pairs, which run as one problem; see `average_sam`.
+        decay: exponent by which the imbalance should fall during the run.
+        seed: seed of start and perturbations.
     """
     ideal = (1 + kappa) * eta * rho**2 / (2 * _PAIRS)
     run = SamRun(
@@ -93,7 +93,7 @@ def average_share(
 
 
 class _SampledRun(SamRun):
-    """One pair a step, its loss taken n = 4 times; the gradient of the others is zero."""
+    """One pair per step, its loss taken n = 4 times; the gradient of the others is zero."""
 
     def __init__(self, kind: str, kappa: float, eta: float, rho: float, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -124,18 +124,18 @@ class _SampledRun(SamRun):
 def sampled_share(
     kind: str, kappa: float, *, eta: float = 0.0025, rho: float = 0.1, decay: float = 0.06, seed: int = 0
 ) -> float:
-    """Measured rate of SAM with one sample a step over the ideal one; arguments as for `average_share`."""
+    """Measured rate of SAM with one sample per step over the ideal one; arguments as for `average_share`."""
     ideal = (1 + kappa) * eta * rho**2
     run = _SampledRun(kind, kappa, eta, rho, seed)
     return _rate(run, _PAIRS * math.ceil(decay / (2 * ideal * _PAIRS)), math.ceil(6 / (_PAIRS * eta))) / ideal
 
 
 def curved_manifold(*, quick: bool = False, seed: int = 0) -> Outcome:
-    """Every run of experiment D with its prediction.
+    """Run experiment D and compare it with its predictions.
 
     Args:
         quick: fewer replicas and no exponents.
-        seed: of starts, perturbations and samples.
+        seed: seed of starts, perturbations and samples.
     """
     outcome = Outcome()
     replicas = 40 if quick else 200

@@ -18,7 +18,7 @@ def lower_eigenvector(h11: Tensor, h12: Tensor, h22: Tensor) -> tuple[Tensor, Te
     """Unit eigenvector of [[h11, h12], [h12, h22]] with the lower eigenvalue, elementwise."""
     half = (h22 - h11) / 2
     root = torch.hypot(half, h12)
-    # Of the two expressions of one direction, the one without cancellation.
+    # Of two expressions for the direction, take the one without cancellation.
     first = torch.where(half >= 0, half + root, h12)
     second = torch.where(half >= 0, -h12, half - root)
     norm = torch.hypot(first, second)
@@ -26,13 +26,13 @@ def lower_eigenvector(h11: Tensor, h12: Tensor, h22: Tensor) -> tuple[Tensor, Te
 
 
 class RadialProjector:
-    """P_{m+1:p} of L = (1 + u^2) |v|^2 / 2, a replica a row: u (R,), v (R, d).
+    """P_{m+1:p} of L = (1 + u^2) |v|^2 / 2, a replica per row: u (R,), v (R, d).
 
-    Orthogonally to v the Hessian is 1 + u^2, so the flat direction lies in the plane of the u axis and v.
+    Orthogonal to v the Hessian is 1 + u^2, so the flat direction lies in the plane of the u axis and v.
     """
 
     def refresh(self) -> None:
-        """Nothing to follow: the projector is computed where it is applied."""
+        """Does nothing: `amplify_` computes the projector."""
 
     def amplify_(self, params: Sequence[Tensor], previous: Sequence[Tensor], kappa: float) -> None:
         """Theta <- theta + kappa P (theta - previous)."""
@@ -53,7 +53,7 @@ class PairProjector:
     """
 
     def refresh(self) -> None:
-        """Nothing to follow: the projector is computed where it is applied."""
+        """Does nothing: `amplify_` computes the projector."""
 
     def _direction(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return lower_eigenvector(b**2, 2 * a * b - 1, a**2)

@@ -21,17 +21,17 @@ _PANELS = {
 
 
 def draw(outcome: Outcome, path: str | Path | None = None) -> Any:
-    """Draw everything that the experiments found.
+    """Draw the results of the experiments.
 
     Args:
-        outcome: of all experiments; a panel without curves is left out.
-        path: where to write the picture; None only returns it.
+        outcome: results; panels without curves are omitted.
+        path: file of the picture; None only returns it.
 
     Returns:
         the matplotlib figure.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is missing.
 
     Example:
         >>> from torch_ire.theory import Curve, Outcome, draw
@@ -77,7 +77,7 @@ def _draw_laws(ax: Any, name: str, outcome: Outcome) -> None:
     for number, curve in enumerate(c for c in outcome.curves if c.panel == name):
         ax.loglog(curve.x, curve.predicted, "-", color=f"C{number}", linewidth=1.0)
         ax.loglog(curve.x, curve.measured, "o", color=f"C{number}", markersize=5, label=curve.label)
-    if name != "toy":  # less than a decade or two: name the points rather than the decades
+    if name != "toy":  # less than two decades: label the points
         points = sorted({float(x) for curve in outcome.curves if curve.panel == name for x in curve.x})
         ax.set_xticks(points, [f"{x:g}" for x in points])
         ax.set_xticks([], minor=True)

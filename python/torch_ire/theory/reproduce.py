@@ -22,13 +22,13 @@ def reproduce(picture: str | Path | None = None, *, quick: bool = False, seed: i
     """Run experiments A to D, print measured against predicted, and draw the picture.
 
     Args:
-        picture: file to draw to; None draws nothing.
+        picture: file of the picture; None draws nothing.
         quick: fewer samples and no end-to-end runs.
-        seed: of everything random.
-        processes: experiments run at a time; each uses one thread.
+        seed: seed of all random numbers.
+        processes: experiments that run at the same time; each uses one thread.
 
     Returns:
-        what was found; `all(line.holds for line in outcome.comparisons)` is the theory confirmed.
+        the results; `all(line.holds for line in outcome.comparisons)` confirms the theory.
 
     Determinism: a seed gives the same numbers.
 
@@ -38,7 +38,7 @@ def reproduce(picture: str | Path | None = None, *, quick: bool = False, seed: i
     """
     jobs = [(name, quick, seed) for name in ("average_sam", "single_sample_sam", "curved_manifold", "toy")]
     if processes > 1:
-        # A fresh interpreter each: forking a process that has used torch's threads may hang.
+        # Spawn: a fork of a process that has used torch's threads may hang.
         with get_context("spawn").Pool(processes) as pool:
             found = pool.map(_run, jobs, chunksize=1)
     else:

@@ -17,21 +17,21 @@ Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class SamRun:
-    """SAMIRE on a problem known by its gradient.
+    """Runs SAMIRE on a problem given by its gradient.
 
     Args:
-        params: starting point; leaf tensors that are moved in place.
-        gradient: maps the parameters to their gradients; called at the perturbed point, and before that where the
+        params: starting point, leaf tensors updated in place.
+        gradient: maps the parameters to their gradients; called at the perturbed point, and before it if the
             perturbation follows the gradient.
         lr: eta.
         rho: radius.
         kappa: enhancement.
         perturbation: "random" is average SAM, "gradient" standard SAM.
-        diagonal: maps the parameters to the Hessian's diagonal, for the mask.
+        diagonal: maps the parameters to the Hessian diagonal, for the mask.
         gamma: share of flat coordinates.
         mask_interval: steps between refreshes of the mask.
         projector: an exact projector in place of the mask.
-        seed: of the random perturbation.
+        seed: seed of the random perturbation.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SamRun:
     def step(self) -> None:
         """One step of SAMIRE."""
         if self._diagonal is not None and self._optimizer.mask_due():
-            # Equation (6) squares what it finds in .grad, so the root of the diagonal stands for one exact draw.
+            # Equation (6) squares .grad, so the root of the diagonal acts as one exact draw.
             diagonal = self._diagonal
             self._set_gradients(lambda params: [h.sqrt() for h in diagonal(params)])
             self._optimizer.update_mask()
@@ -81,8 +81,26 @@ class SamRun:
         self._set_gradients(self._gradient)
         self._optimizer.second_step()
 
+    def steps_until(self, reached: Callable[[], bool], predicted: float) -> int:
+        """Step until a condition holds and count the steps.
+
+        Args:
+            reached: the condition.
+            predicted: the number of steps that theory gives.
+
+        Raises:
+            RuntimeError: after four times as many.
+        """
+        steps = 0
+        while not reached():
+            if steps > 4 * predicted:
+                raise RuntimeError(f"{steps} steps, where theory has {predicted:.0f}, were not enough")
+            self.step()
+            steps += 1
+        return steps
+
     def drift(self, steps: int, measured: Tensor, held: Tensor) -> Tensor:
-        """Mean change of `measured` a step, put back to `held` after each: the drift at a point.
+        """Mean change of `measured` per step, with a reset to `held` after each: the drift at a point.
 
         Args:
             steps: steps to average over.

@@ -1,12 +1,12 @@
-"""Experiment C: standard SAM with one sample a step against IRE + SAM (Theorem 5.6), through SAMIRE.
+"""Experiment C: standard SAM with one sample per step against IRE + SAM (Theorem 5.6), through SAMIRE.
 
 L is the mean of L_i = (n/2) (1 + u^2) v_i^2, n = 4. The unit gradient of a sample is the top eigenvector of its
 Hessian, and theory has d ln u / dt = -4 eta_eff with
 
     eta_eff = (1 + kappa) eta rho^2 4 / (2 - c)^2,    c = eta n (1 + u^2).
 
-On v_i the step is v <- (1 - c) v - c rho sign v, which settles on the two points +-c rho / (2 - c): no noise is left to
-average, so one replica is enough.
+On v_i the step is v <- (1 - c) v - c rho sign v, which settles on the two points +-c rho / (2 - c). No noise remains,
+so one replica is enough.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _N = 4
 
 
 class SampledProblem:
-    """The gradient of one sample, drawn anew by `draw` for each step."""
+    """The gradient of one sample, which `draw` selects for each step."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -34,21 +34,21 @@ class SampledProblem:
         self._mask = torch.zeros(_N, dtype=torch.float64)
 
     def draw(self) -> None:
-        """The next sample of a pass over all in random order."""
+        """Select the next sample of a random order."""
         if not self._waiting:
             self._waiting = torch.randperm(_N, generator=self._generator).tolist()
         self._mask = torch.zeros(_N, dtype=torch.float64)
         self._mask[self._waiting.pop()] = _N
 
     def gradient(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """That of the sample drawn last."""
+        """The gradient of the selected sample."""
         u, v = params
         weighted = self._mask * v
         return [u * (weighted * v).sum(), (1 + u**2) * weighted]
 
     @staticmethod
     def diagonal(params: Sequence[Tensor]) -> list[Tensor]:
-        """The Hessian's diagonal of the mean loss."""
+        """The Hessian diagonal of the mean loss."""
         u, v = params
         return [(v**2).sum().reshape(1), (1 + u**2).expand_as(v)]
 
@@ -58,7 +58,7 @@ class _Run(SamRun):
         self._problem = SampledProblem(seed)
         c = 2 * eta * _N
         u = torch.ones(1, dtype=torch.float64)
-        # Off the manifold, where gradients are zero and nothing would ever move; near the two-point cycle.
+        # Off the manifold, where gradients are zero, and near the two-point cycle.
         v = torch.full((_N,), 1.05 * c * rho / (2 - c), dtype=torch.float64)
         super().__init__(
             [u, v], self._problem.gradient, lr=eta, rho=rho, kappa=kappa, perturbation="gradient",
@@ -85,13 +85,13 @@ def drift_rate(eta: float, rho: float, kappa: float = 0.0, *, seed: int = 0) -> 
 
 
 def halving_steps(eta: float, rho: float, kappa: float, *, seed: int = 0) -> int:
-    """Steps in which u falls from 1 to 1/2."""
+    """Steps in which u falls from 1 to 1/2.
+
+    Raises:
+        RuntimeError: after four times the predicted number of steps.
+    """
     run = _Run(eta, rho, kappa, seed)
-    steps = 0
-    while run.params[0].item() > 0.5:
-        run.step()
-        steps += 1
-    return steps
+    return run.steps_until(lambda: run.params[0].item() <= 0.5, predicted_halving(eta, rho, kappa))
 
 
 def predicted_halving(eta: float, rho: float, kappa: float) -> float:
@@ -102,11 +102,11 @@ def predicted_halving(eta: float, rho: float, kappa: float) -> float:
 
 
 def single_sample_sam(*, quick: bool = False, seed: int = 0) -> Outcome:
-    """Every run of experiment C with its prediction.
+    """Run experiment C and compare it with its predictions.
 
     Args:
-        quick: leave out the runs from u = 1 to 1/2.
-        seed: of the order of the samples.
+        quick: omit the runs from u = 1 to 1/2.
+        seed: seed of the order of the samples.
     """
     outcome = Outcome()
     radii = (0.0125, 0.025, 0.05, 0.1, 0.2)

@@ -29,13 +29,13 @@ def descend(
     Args:
         kappa: enhancement of u; 0 is gradient descent.
         lr: eta.
-        steps: most steps to take.
-        start: (u, v) at the beginning.
-        settled: end where |v| has fallen to this.
+        steps: maximum number of steps.
+        start: initial (u, v).
+        settled: end once |v| is at most this.
     """
     u, v = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in start)
     optimizer = SGDIRE([u, v], lr=lr, kappa=kappa, gamma=0.5, mask_interval=steps + 1)
-    # One draw of the Fisher estimate equal to the Hessian's diagonal: its square root goes where gradients go.
+    # The root of the Hessian diagonal as gradient makes the Fisher estimate equal to that diagonal.
     u.grad, v.grad = v.detach().abs(), (1 + u.detach() ** 2).sqrt()
     optimizer.update_mask()
     path = [start]
@@ -55,7 +55,7 @@ def gradients(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def toy() -> Outcome:
-    """Every run of experiment A with its closed form."""
+    """Run experiment A and compare it with its closed forms."""
     outcome = Outcome()
     _figure_one(outcome)
     _edge_of_stability(outcome)
@@ -97,7 +97,7 @@ def _edge_of_stability(outcome: Outcome) -> None:
 
 
 def _below_the_edge(outcome: Outcome) -> None:
-    """Off the edge v decays geometrically and the gain is 1 + kappa itself."""
+    """Below the edge v decays geometrically and the gain is 1 + kappa."""
     v0, eta, kappas = 1e-3, 0.2, (0.0, 9.0, 99.0, 999.0)
     moved = [_log_distance(kappa, eta, v0) for kappa in kappas]
     predicted = [(1 + kappa) * eta * v0**2 / (1 - (1 - 2 * eta) ** 2) for kappa in kappas]
@@ -108,6 +108,6 @@ def _below_the_edge(outcome: Outcome) -> None:
 
 
 def _log_distance(kappa: float, eta: float, v0: float) -> float:
-    """-ln u once v has died out; at the edge that takes about 10 / v0 steps."""
+    """-ln u after v has decayed; at the edge that takes about 10 / v0 steps."""
     path: Sequence[tuple[float, float]] = descend(kappa, eta, 20000, (1.0, v0), settled=v0 * 1e-3)
     return -math.log(path[-1][0])
