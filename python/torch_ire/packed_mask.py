@@ -74,7 +74,12 @@ def follow_layout(flat_mask: Tensor, like: Tensor) -> Tensor:
     if before != now:
         flags = unpack(flat_mask, torch.empty_strided(like.shape, before, dtype=torch.bool, device=like.device))
         flat_mask.copy_(pack(torch.empty_strided(like.shape, now, dtype=torch.bool, device=like.device).copy_(flags)))
-    flat_mask.memory_strides = now  # type: ignore[attr-defined]
+    return note_layout(flat_mask, like)
+
+
+def note_layout(flat_mask: Tensor, like: Tensor) -> Tensor:
+    """Records that a mask has been written in the present memory order of its parameter; returns the mask."""
+    flat_mask.memory_strides = torch.empty_like(like, device="meta").stride()  # type: ignore[attr-defined]
     return flat_mask
 
 

@@ -190,6 +190,7 @@ class Attachment:
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # a step() that calls super().step() runs the hooks at both levels; a step that raised has run no post hook
@@ -200,7 +201,7 @@ class Attachment:
         self._loading = None  # of a load that torch has rejected
         groups, targets = self.groups_of(optimizer), self.targets()
         for group in groups:  # a schedule may have driven an argument out of its range
-            check_ire_arguments(group)
+            check_ire_arguments(group, tensors=False)
         check_capture("IRE", groups, lambda _, p: [k for k in ("flat_mask",) if k not in targets.known_state(p)],
                       host_decay=True)  # fmt: skip
         ours = {param for group in groups for param in group["params"]}
@@ -236,6 +237,7 @@ class Attachment:
         known = {param: targets.known_state(param).get("flat_mask") for param in started}
         self._masks_of_step = {param: mask for param, mask in known.items() if mask is not None}
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth[optimizer] = self._depth.get(optimizer, 1) - 1

@@ -69,9 +69,11 @@ def check_group(owner: type[Optimizer], group: ForeignGroup) -> None:
 def check_mask(mask: Any, param: Tensor) -> None:
     """Raises ``RuntimeError`` for a mask that is not packed bits of its parameter."""
     expected = (num_bytes(local_part(param).numel()),)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.uint8 or tuple(mask.shape) != expected:
-        got = f"{mask.dtype}, {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise RuntimeError(f"IRE: flat_mask of a parameter: expected torch.uint8, {expected}, got {got}")
+    wanted = (torch.uint8, expected, local_part(param).device)
+    got = (mask.dtype, tuple(mask.shape), mask.device) if isinstance(mask, Tensor) else (type(mask).__name__,)
+    if got != wanted:
+        words = [", ".join(map(str, some)) for some in (wanted, got)]
+        raise RuntimeError(f"IRE: flat_mask of a parameter: expected {words[0]}, got {words[1]}")
 
 
 def pack_loaded(state: dict[str, Any], param: Tensor) -> None:

@@ -46,7 +46,8 @@ class StepInBackward:
             gradients.
 
     It does not support what needs all gradients before the step: clipping by the global norm, ``GradScaler``,
-    accumulation over micro-batches, ``DistributedDataParallel``.
+    accumulation over micro-batches, ``DistributedDataParallel``. Activation checkpoints must be those with
+    ``use_reentrant=False``: each reentrant one is a backward pass of its own, and would count as a step.
 
     Cost: that of the optimizer, with one call of its operator per parameter.
 

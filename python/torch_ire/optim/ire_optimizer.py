@@ -327,7 +327,7 @@ class IREOptimizer(torch.optim.Optimizer):
         name = type(self).__name__
         for group in self.param_groups:  # a schedule may have driven an argument out of its range
             self._rule(group).check(group)
-            check_ire_arguments(group)
+            check_ire_arguments(group, tensors=False)
         check_capture(name, self.param_groups, self._missing_state)
         graph_capture_check(self)
         lists = self._plan.gather(name, self.param_groups, self.state, self._rule)

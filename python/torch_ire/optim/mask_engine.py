@@ -17,7 +17,7 @@ from torch_ire.counter_rng import mix64
 from torch_ire.layouts import is_dense, laid_out_like
 from torch_ire.masks import estimates
 from torch_ire.masks.ranking import Ranked, draw_random_mask, refresh_masks
-from torch_ire.packed_mask import empty_mask
+from torch_ire.packed_mask import empty_mask, note_layout
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import add_over_ranks, local_part, shard_group_of
 from torch_ire.steps.schedule import Group, asks_for_refresh, is_due, note_refresh, on_device, refresh_step, step_number
@@ -217,6 +217,9 @@ class MaskEngine:
             if is_due_here and estimate is None and "flat_mask" in targets.known_state(param):
                 targets.known_state(param)["flat_mask"].zero_()  # no estimate: not flat
         refresh_masks(functions_of(groups[0]), ranked, score, self.thresholds)
+        for item in ranked:
+            if item.due and item.score is not None:
+                note_layout(item.flat_mask, local_part(item.param))
         _note_refreshes(due)
 
 
@@ -238,7 +241,8 @@ def draw(targets: Targets, members: Sequence[Member]) -> None:
     create_masks(targets, [(group, param) for _, group, param in members])
     for index, group, param in members:
         key = mix64(mix64(mix64(group["seed"], _RANDOM_MASK), step_number(group)), index)
-        draw_random_mask(targets.state_of(param)["flat_mask"], param, group["gamma"], key)
+        mask = note_layout(targets.state_of(param)["flat_mask"], local_part(param))
+        draw_random_mask(mask, param, group["gamma"], key)
 
 
 def _members(targets: Targets, kind: str, groups: Sequence[Group], chosen: Callable[[Tensor], bool]) -> list[Member]:

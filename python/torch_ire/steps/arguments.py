@@ -58,12 +58,17 @@ def ire_defaults(
     return {**locals(), **COUNTERS}
 
 
-def check_ire_arguments(group: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for the first IRE argument of a group that is out of its range."""
+def check_ire_arguments(group: Mapping[str, Any], *, tensors: bool = True) -> None:
+    """Raises ``ValueError`` for the first IRE argument of a group that is out of its range.
+
+    Args:
+        group: The group.
+        tensors: Whether to read tensors, for which the host may have to wait.
+    """
     kappa = group["kappa"]
     if isinstance(kappa, Tensor) and kappa.numel() != 1:
         raise ValueError("Tensor kappa must be 1-element")
-    if not (isinstance(kappa, Tensor) and kappa.device.type != "cpu") and not kappa >= 0.0:
+    if (tensors or not isinstance(kappa, Tensor)) and not kappa >= 0.0:
         raise ValueError(f"Invalid kappa value: {kappa}")
     if not 0.0 <= group["gamma"] <= 1.0:
         raise ValueError(f"Invalid gamma value: {group['gamma']}")

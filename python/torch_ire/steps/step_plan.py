@@ -191,11 +191,6 @@ def _examined(
     for index, param in members:
         grad = dense_gradient(param, owner)
         if grad is not None:
-            if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
-                raise RuntimeError(
-                    f"{owner}: params[{index}]: expected a tensor that does not overlap itself, got shape "
-                    f"{tuple(param.shape)} with strides {param.stride()}"
-                )
             _check_entry(owner, index, param, state.get(param, {}), rule)
             found.append((index, param, grad))
     return found

@@ -47,6 +47,11 @@ def dense_gradient(param: Tensor, owner: str) -> Tensor | None:
     if grad.dtype != param.dtype:  # torch allows it through `param.grad_dtype`
         raise RuntimeError(f"{owner} expects gradients of the parameter's dtype {param.dtype}, got {grad.dtype}")
     part, local = local_part(param), local_part_like(grad, param)
+    if any(size > 1 and stride == 0 for size, stride in zip(part.shape, part.stride(), strict=True)):
+        raise RuntimeError(
+            f"{owner} expected parameters that do not overlap themselves, got shape {tuple(part.shape)} with strides "
+            f"{part.stride()}"
+        )
     if local.shape != part.shape:
         raise RuntimeError(
             f"{owner} expects gradients of the parameter's shape {tuple(part.shape)}, got {tuple(local.shape)}"
