@@ -13,9 +13,7 @@ inline Score check_kth_value(const TensorList& tensors, int64_t k, const std::st
   check_leading_list(op, "tensors", tensors);
   if (hint.has_value()) check_score_scalar(op, "hint", *hint, tensors[0]);
   const Score parsed = parse_score(op, score);
-  int64_t total = 0;
-  for (const Tensor& tensor : tensors) total += tensor.numel();
-  TORCH_IRE_CHECK(k >= 1 && k <= total, op, "k: expected 1 <= k <= ", total, ", the number of elements, got ", k);
+  check_rank(op, k, tensors);
   return parsed;
 }
 

@@ -48,8 +48,11 @@ TORCH_IRE_LIBRARY(m) {
   // float32, of 64 bits in the order of float64 where `wide` or the score is float64
   m.def(
       "score_histogram(Tensor[] tensors, Tensor prefix, *, int shift, str score=\"value\", bool wide=False) -> Tensor");
-  // bit = score is finite and score <= threshold
-  m.def("flat_mask_(Tensor(a!)[] flat_masks, Tensor[] scores, Tensor threshold, *, str score=\"value\") -> ()");
+  // bit = score is finite and score <= threshold; with k the threshold is the k-th smallest score, which is written to
+  // `threshold`, and what was there before is the hint
+  m.def(
+      "flat_mask_(Tensor(a!)[] flat_masks, Tensor[] scores, Tensor(b!) threshold, *, str score=\"value\", int? k=None) "
+      "-> ()");
 
   // Exact projector. `bases` holds the columns of Q that belong to each tensor, (m, numel) with the same m.
   // gram_inverse = (Q Q^T)^-1 where the rows of Q are not orthonormal.

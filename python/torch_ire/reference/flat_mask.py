@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from torch_ire.reference.arithmetic import pack, score_of
+from torch_ire.reference.kth_value import kth_value
 
 
 def flat_mask_(
-    flat_masks: Sequence[Tensor], scores: Sequence[Tensor], threshold: Tensor, *, score: str = "value"
+    flat_masks: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    threshold: Tensor,
+    *,
+    score: str = "value",
+    k: int | None = None,
 ) -> None:
     """See :func:`torch_ire.ops.flat_mask_`, which this mirrors."""
+    if k is not None:
+        threshold.copy_(kth_value(scores, k, score=score))
     limit = threshold.detach().double().reshape(())
     limit = torch.where(limit.isnan(), torch.inf, limit)
     for flat_mask, tensor in zip(flat_masks, scores, strict=True):
