@@ -76,14 +76,19 @@ TORCH_IRE_INLINE void store_param(const StoredParam<T>& param, Rounding rounding
       return;
     }
   }
+  if (rounding == Rounding::kKahan) {
+    T* __restrict theta = param.theta + i;
+    T* __restrict compensation = param.compensation + i;
+    for (int64_t j = 0; j < count; ++j) {
+      const uint16_t bits = static_cast<uint16_t>(round_nearest<T>::bits(values[j]));
+      const float rest = kahan_rest(values[j], T{bits});
+      theta[j].bits = bits;
+      compensation[j].bits = static_cast<uint16_t>(round_nearest<T>::number_bits(rest));
+    }
+    return;
+  }
   if (rounding == Rounding::kMaster) std::copy(values, values + count, param.master + i);
   store_block(param.theta, i, count, values);
-  if (rounding == Rounding::kKahan) {
-    float rest[kBlockElems];
-    const T* theta = param.theta + i;
-    for (int64_t j = 0; j < count; ++j) rest[j] = kahan_rest(values[j], theta[j]);
-    store_block(param.compensation, i, count, rest);
-  }
 }
 
 // theta[i] <- step(i, theta[i], flat bit of i) for the coordinates of [begin, end). A null mask has no flat coordinate.

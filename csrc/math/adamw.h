@@ -49,12 +49,15 @@ TORCH_IRE_HD AdamwCoefficients<opmath> adamw_coefficients(const AdamwHyperparame
 template <class opmath>
 TORCH_IRE_HD opmath adamw_flat_step(opmath theta, opmath g, opmath& m, opmath& v, bool flat,
                                     const AdamwCoefficients<opmath>& c) {
-  m = m + c.one_minus_beta1 * (g - m);
-  v = c.beta2 * v + c.one_minus_beta2 * g * g;
-  const opmath denominator = std::sqrt(v) + c.eps;
+  // locals, so that a vectorised loop does not read back what it has just stored
+  const opmath new_m = m + c.one_minus_beta1 * (g - m);
+  const opmath new_v = c.beta2 * v + c.one_minus_beta2 * g * g;
+  m = new_m;
+  v = new_v;
+  const opmath denominator = std::sqrt(new_v) + c.eps;
   const opmath keep = flat ? c.keep[1] : c.keep[0];
   const opmath step_size = flat ? c.step_size[1] : c.step_size[0];
-  return keep * theta - step_size * m / denominator;
+  return keep * theta - step_size * new_m / denominator;
 }
 
 }  // namespace torch_ire

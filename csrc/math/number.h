@@ -69,19 +69,25 @@ template <>
 struct round_nearest<double> {
   static TORCH_IRE_HD double from(double x) { return x; }
 };
+// `bits` are those of the result, in 32: loops over them compare and select without changing the width of a lane.
 template <>
 struct round_nearest<bfloat16> {
-  // Round to nearest, ties to even; a NaN stays a NaN (its payload may not carry into the exponent).
-  static TORCH_IRE_HD bfloat16 from(float x) {
+  // Ties to even, of what is not NaN.
+  static TORCH_IRE_HD uint32_t number_bits(float x) {
     const uint32_t u = bits_of(x);
-    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    const uint32_t quiet_nan = (u >> 16) | 0x40u;
-    return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
+    return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   }
+  // A NaN stays a NaN: its payload may not carry into the exponent.
+  static TORCH_IRE_HD uint32_t bits(float x) {
+    const uint32_t quiet_nan = (bits_of(x) >> 16) | 0x40u;
+    return x != x ? quiet_nan : number_bits(x);
+  }
+  static TORCH_IRE_HD bfloat16 from(float x) { return {static_cast<uint16_t>(bits(x))}; }
 };
 template <>
 struct round_nearest<float16> {
-  static TORCH_IRE_HD float16 from(float x) {
+  static TORCH_IRE_HD uint32_t number_bits(float x) { return bits(x); }
+  static TORCH_IRE_HD uint32_t bits(float x) {
     const uint32_t u = bits_of(x);
     const uint32_t sign = (u >> 16) & 0x8000u;
     const uint32_t magnitude = u & 0x7fffffffu;
@@ -92,8 +98,9 @@ struct round_nearest<float16> {
     uint32_t h = magnitude < 0x38800000u ? subnormal : normal;
     h = magnitude >= 0x477ff000u ? 0x7c00u : h;
     h = magnitude > 0x7f800000u ? 0x7e00u : h;
-    return {static_cast<uint16_t>(sign | h)};
+    return sign | h;
   }
+  static TORCH_IRE_HD float16 from(float x) { return {static_cast<uint16_t>(bits(x))}; }
 };
 
 }  // namespace torch_ire

@@ -36,12 +36,13 @@ template <class T>
 TORCH_IRE_HD float kahan_value(T p, T c) {
   const float x = to_opmath(p);
   const float low = to_opmath(c);
-  return round_nearest<T>::from(x + 0.75f * low).bits == p.bits ? x + low : x;
+  const bool belongs = round_nearest<T>::number_bits(x + 0.75f * low) == uint32_t{p.bits};
+  return belongs && low == low ? x + low : x;
 }
 
 template <class T>
 TORCH_IRE_HD float master_value(T p, float w) {
-  return round_nearest<T>::from(w).bits == p.bits ? w : to_opmath(p);
+  return round_nearest<T>::bits(w) == uint32_t{p.bits} ? w : to_opmath(p);
 }
 
 }  // namespace torch_ire

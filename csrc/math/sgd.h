@@ -37,8 +37,9 @@ TORCH_IRE_HD opmath sgd_flat_step(opmath theta, opmath g, opmath* b, bool flat, 
   opmath direction = g + c.weight_decay * theta;
   if constexpr (kMomentum != SgdMomentum::kNone) {
     const opmath u = direction;
-    *b = c.momentum * *b + c.intake * u;
-    direction = kMomentum == SgdMomentum::kNesterov ? u + c.momentum * *b : *b;
+    const opmath new_b = c.momentum * *b + c.intake * u;
+    *b = new_b;
+    direction = kMomentum == SgdMomentum::kNesterov ? u + c.momentum * new_b : new_b;
   }
   return theta - (flat ? c.lr[1] : c.lr[0]) * direction;
 }

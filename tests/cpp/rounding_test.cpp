@@ -70,6 +70,19 @@ void check_not_finite() {
   const T nan = round_nearest<T>::from(std::numeric_limits<float>::quiet_NaN());
   CHECK(compensation_of(std::numeric_limits<float>::quiet_NaN(), nan).bits == 0, "NaN");
   CHECK(std::isnan(kahan_value(nan, T{0})) && std::isnan(master_value(nan, 1.0f)), "NaN");
+  // A copy that is not finite belongs to no finite weight, whatever the bits of its NaN.
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const T p{static_cast<uint16_t>(bits)};
+    const float x = to_opmath(p);
+    if (!is_finite(x)) continue;
+    for (const float c : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN()})
+      CHECK(kahan_value(p, round_nearest<T>::from(c)) == x, "%g as the compensation of %#x", static_cast<double>(c),
+            bits);
+    for (const uint16_t c : {uint16_t{0x7fff}, uint16_t{0xffff}})
+      CHECK(kahan_value(p, T{c}) == x, "%#x as the compensation of %#x", static_cast<unsigned>(c), bits);
+    for (const uint32_t w : {0x7fffffffu, 0xffffffffu, 0x7fc00000u})
+      CHECK(master_value(p, float_of(w)) == x, "%#x as the master of %#x", w, bits);
+  }
 }
 
 template <class T>

@@ -52,9 +52,10 @@ def refresh_masks(
         score: What of a score tensor is ranked: "abs" or "square".
         thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated.
 
-    Cost: between one and two reads of the scores for the exact threshold (3 where the ranking goes over several dtypes,
-        devices or ranks, 6 with scores in float64 among them), one more for the bits. Over ranks, as many messages of
-        16 KiB as reads for each way in which parameters of a ranking are sharded.
+    Cost: between one and two reads of the scores where one device and dtype hold them and all their masks are due.
+        Otherwise as many for the exact threshold (3 where the ranking goes over several dtypes, devices or ranks, 6
+        with scores in float64 among them) and one more for the bits. Over ranks, as many messages of 16 KiB as reads
+        for each way in which parameters of a ranking are sharded.
     """
     pools: dict[Hashable, list[Ranked]] = defaultdict(list)
     for item in ranked:
@@ -66,20 +67,44 @@ def refresh_masks(
         if not estimated and not spreads:
             continue
         for gamma in sorted({item.group["gamma"] for item in (members if spreads else estimated) if item.due}):
-            if spreads:
-                threshold = _threshold_over_ranks(functions, members, spreads, gamma, score)
-            else:
-                scores = [item.score for item in members if item.score is not None]
-                threshold = _threshold(functions, scores, gamma, score, thresholds.get((pool, gamma)))
-            thresholds[pool, gamma] = threshold
             calls: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
             for item in estimated:
                 if item.score is not None and item.due and item.group["gamma"] == gamma:
                     masks, scores = calls.setdefault((item.score.device, item.score.dtype), ([], []))
                     masks.append(item.flat_mask)
                     scores.append(item.score)
+            hint = thresholds.get((pool, gamma))
+            if spreads:
+                threshold = _threshold_over_ranks(functions, members, spreads, gamma, score)
+            elif len(calls) == 1 and len(scores) == len(
+                estimated
+            ):  # each score is ranked and marked: one read does both
+                thresholds[pool, gamma] = _ranked_and_marked(functions, masks, scores, gamma, score, hint)
+                continue
+            else:
+                ranked_scores = [item.score for item in estimated if item.score is not None]
+                threshold = _threshold(functions, ranked_scores, gamma, score, hint)
+            thresholds[pool, gamma] = threshold
             for (device, _), (masks, scores) in calls.items():
                 functions.flat_mask_(masks, scores, moved_to(device, threshold), score=score)
+
+
+def _ranked_and_marked(
+    functions: ModuleType,
+    masks: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    gamma: float,
+    score: str,
+    hint: Tensor | None,
+) -> Tensor:
+    """Writes the masks of scores of one device and dtype; returns the threshold."""
+    dtype = torch.float32 if score == "square" else scores[0].dtype
+    threshold = torch.full((), -torch.inf, dtype=dtype, device=scores[0].device)
+    k = round(gamma * sum(s.numel() for s in scores))
+    if k > 0 and hint is not None and hint.device == threshold.device:
+        threshold.copy_(hint)
+    functions.flat_mask_(masks, scores, threshold, score=score, k=k or None)
+    return threshold
 
 
 def _threshold(

@@ -190,7 +190,7 @@ class IREOptimizer(torch.optim.Optimizer):
                 "hutchinson" was not told the replicas. No tensor has been changed then.
             ValueError: ``num_predictions`` is not a positive number.
 
-        Clears ``.grad`` ("fisher"). Cost: two to three reads of the gradients, at most 1 MiB of workspace with
+        Clears ``.grad`` ("fisher"). Cost: one to three reads of the gradients, at most 1 MiB of workspace with
         ``curvature_beta=0``. Determinism: exact and independent of the number of threads. Replicas with equal gradients
         get equal masks without communication; of sharded parameters all ranks have to call, also one without gradients,
         and each gets the threshold that one process would get: 49 KiB a rank for each way of sharding.
