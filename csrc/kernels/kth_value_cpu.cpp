@@ -1,6 +1,7 @@
 #include "kernels/kth_value.h"
 
 #include "kernels/cpu_block.h"
+#include "kernels/instantiate.h"
 
 namespace torch_ire {
 namespace {
@@ -96,10 +97,7 @@ TORCH_IRE_INLINE void count_ends(const T* x, int64_t begin, int64_t end,
   TORCH_IRE_INSTANTIATE(T, Score::value)    \
   TORCH_IRE_INSTANTIATE(T, Score::absolute) \
   TORCH_IRE_INSTANTIATE(T, Score::square)
-TORCH_IRE_INSTANTIATE_SCORES(float)
-TORCH_IRE_INSTANTIATE_SCORES(double)
-TORCH_IRE_INSTANTIATE_SCORES(bfloat16)
-TORCH_IRE_INSTANTIATE_SCORES(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE_SCORES)
 #undef TORCH_IRE_INSTANTIATE_SCORES
 #undef TORCH_IRE_INSTANTIATE
 
