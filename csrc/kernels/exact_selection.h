@@ -27,16 +27,16 @@
 namespace torch_ire {
 
 constexpr int64_t kSampleBytes = 256 << 10;
-// 5 d n sqrt(p (1 - p) / m) with d as below: enough up to n = 7.6e7 at p = 0.8, and 3 MiB.
+// 3 MiB: 2 d n sqrt(p (1 - p) / m) with d as below, for 32-bit keys enough up to n = 9.6e7 at p = 0.8.
 constexpr int64_t kEntries = 768 << 10;
 constexpr int64_t kSelectionBytes = kSampleBytes + kEntries * static_cast<int64_t>(sizeof(uint32_t));
 // Below this many coordinates one pass gathers them all.
 constexpr int64_t kSampledElems = 32768;
 
-// Half the width of the bracket, in standard deviations of the sample's rank. The first misses about once in a
-// thousand; the second misses only where the sample is unlucky beyond reason, and after it nothing is taken from the
-// sample any more.
-constexpr double kBracketDeviations[] = {3.3, 12.0};
+// Half the width of the bracket, in standard deviations of the sample's rank. The first misses about once in a hundred:
+// a miss costs a pass, and what lies inside costs about half a pass. The second misses only where the sample is unlucky
+// beyond reason, and after it nothing is taken from the sample any more.
+constexpr double kBracketDeviations[] = {2.6, 12.0};
 // A hint whose rank in the sample is this near to where it should be is believed to be nearer than the sample can tell.
 constexpr double kHintDeviations = 1.0;
 
