@@ -7,8 +7,8 @@
 //
 //   theta <- theta + kappa n (Delta + decay previous).
 //
-// decay = 0 amplifies the whole displacement; decay = lr weight_decay leaves a decoupled weight decay as it is. kappa = 0
-// changes nothing, also if the displacement is infinite.
+// decay = 0 amplifies the whole displacement; decay = lr weight_decay leaves a decoupled weight decay as it is. kappa =
+// 0 changes nothing, also if the displacement is infinite.
 namespace torch_ire {
 
 template <class opmath>
