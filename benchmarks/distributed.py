@@ -88,7 +88,7 @@ def threshold(_: int) -> dict[str, Any]:
             total = sum(g.numel() for g in gradients)
             expected = torch_ire.ops.kth_value(gradients, round(0.8 * total), score="square")
         dist.broadcast(expected, src=0)
-        (found,) = optimizer._refresh.thresholds.values()
+        (found,) = optimizer._masks.thresholds.values()
         differing = 0
         state = optimizer.state_dict()["state"]
         for i, param in enumerate(model.parameters()):

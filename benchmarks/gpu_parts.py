@@ -13,7 +13,7 @@ from torch import Tensor
 
 import torch_ire
 from torch_ire import ops
-from torch_ire.optim.exact_threshold import exact_threshold
+from torch_ire.masks.exact_threshold import exact_threshold
 
 # shapes of a ResNet-50: 53 convolutions, their normalisations and one linear layer
 RESNET50_STAGES = ((64, 64, 3), (256, 128, 4), (512, 256, 6), (1024, 512, 3))

@@ -1,4 +1,4 @@
-"""A loop of one's own on Accelerate: accumulation, clipping, checkpoints, and the mask in one line.
+"""A training loop on Accelerate: accumulation, clipping, checkpoints, and the mask in one line.
 
     accelerate launch examples/accelerate_loop.py [--sam]
 
@@ -50,7 +50,7 @@ def main() -> None:
         return loss
 
     def both_gradients(x: Tensor, y: Tensor) -> Tensor:
-        """The closure of SAM, called twice: BatchNorm statistics belong to the parameters of the first call."""
+        """The closure of SAM, called twice per step; only the first call updates BatchNorm statistics."""
         optimizer.zero_grad()
         if not ire.is_perturbed:
             return gradients(x, y)
@@ -61,7 +61,7 @@ def main() -> None:
         losses.clear()
         for x, y in loader:
             with accelerator.accumulate(model):
-                torch_ire.refresh_mask(optimizer, model, (x, y))  # where it is due
+                torch_ire.refresh_mask(optimizer, model, (x, y))  # if it is due
                 if args.sam:
                     optimizer.step(lambda x=x, y=y: both_gradients(x, y))
                 else:

@@ -1,9 +1,9 @@
-"""FSDP2: a model sharded over all ranks, one mask over all shards, and a sharded checkpoint that any world size loads.
+"""FSDP2: a model sharded over all ranks, one mask over all shards, and a sharded checkpoint for any number of ranks.
 
     torchrun --nproc-per-node 2 examples/fsdp2.py --steps 10
     torchrun --nproc-per-node 4 examples/fsdp2.py --steps 20     # steps 10 to 20, on another number of ranks
 
-On CPUs over Gloo, on GPUs over NCCL (which has not been tried yet).
+Runs on CPUs over Gloo, and on GPUs over NCCL (not tried yet).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VOCABULARY, LENGTH, WIDTH, BATCH = 64, 16, 32, 16
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each behind a norm."""
+    """Attention and a perceptron, each after a norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def sharded_model(device: torch.device) -> nn.Sequential:
 
 
 def counts(step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """This rank's sequences of a step, which count up by 1 to 3, and the tokens that follow each of theirs."""
+    """The sequences of this rank at a step, which count up by 1 to 3, and the next tokens."""
     rows = torch.arange(BATCH) + BATCH * (dist.get_world_size() * step + dist.get_rank())
     tokens = (7 * rows[:, None] + (1 + rows[:, None] % 3) * torch.arange(LENGTH + 1)) % VOCABULARY
     return tokens[:, :-1].to(device), tokens[:, 1:].to(device)
@@ -93,6 +93,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         print(f"steps {first} to {args.steps}: loss {loss.item() / (1 if on_gpu else dist.get_world_size()):.3f}")
         print(f"flat share {summary['flat_share']:.3f}")
+    dist.barrier()  # Gloo may abort at exit while it frees tensors of the last collective
     dist.destroy_process_group()
 
 

@@ -3,8 +3,8 @@
     python examples/hf_trainer.py [--steps 60] [--resume]
     torchrun --nproc-per-node 2 examples/hf_trainer.py
 
-The optimizer goes in through `optimizer_cls_and_kwargs`, which keeps the Trainer's two groups, with and without weight
-decay; the callback makes the pass of the mask. Needs `pip install '.[trainers]'`.
+`optimizer_cls_and_kwargs` keeps the Trainer's two groups, with and without weight decay; the callback makes the pass of
+the mask. Needs `pip install '.[trainers]'`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VOCABULARY, LENGTH = 64, 16
 
 
 def counts(size: int) -> list[dict[str, Tensor]]:
-    """Sequences that count up by 1 to 3 from anywhere."""
+    """Sequences that count up by 1 to 3 from various starts."""
     items = []
     for i in range(size):
         tokens = (7 * i + (1 + i % 3) * torch.arange(LENGTH)) % VOCABULARY
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", default="outputs/hf_trainer")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")
     args = parser.parse_args()
 
     set_seed(0)
@@ -77,6 +77,8 @@ def main() -> None:
     if trainer.is_world_process_zero():
         print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {trainer.state.global_step} steps")
         print(f"flat share {summary['flat_share']:.3f}, added by IRE {summary['displacement_share']:.3f} of the step")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # ends the process group, too
 
 
 if __name__ == "__main__":

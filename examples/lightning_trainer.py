@@ -22,7 +22,7 @@ from torch_ire.integrations.lightning import IRECallback
 
 
 class Digits(L.LightningModule):
-    """A convolutional network with BatchNorm; nothing in it knows of IRE but `configure_optimizers`."""
+    """A convolutional network with BatchNorm; only `configure_optimizers` mentions IRE."""
 
     def __init__(self, sam: bool) -> None:
         super().__init__()
@@ -89,6 +89,9 @@ def main() -> None:
     if trainer.is_global_zero:
         print(f"test accuracy {float(trainer.callback_metrics['accuracy']):.3f} after {trainer.global_step} steps")
         print(f"flat share {optimizer.ire_summary()['flat_share']:.3f}")
+    trainer.strategy.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

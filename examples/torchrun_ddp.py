@@ -1,9 +1,9 @@
-"""DistributedDataParallel under torchrun: accumulation, the mask in one line, and a run that goes on where it stopped.
+"""DistributedDataParallel under torchrun: accumulation, the mask in one line, and exact resumption.
 
     torchrun --nproc-per-node 2 examples/torchrun_ddp.py --steps 20
     torchrun --nproc-per-node 2 examples/torchrun_ddp.py --steps 40     # steps 20 to 40
 
-On CPUs over Gloo, on GPUs over NCCL (which has not been tried yet). Needs `pip install '.[demo]'` for the digits.
+Runs on CPUs over Gloo, and on GPUs over NCCL (not tried yet). Needs `pip install '.[demo]'` for the digits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ACCUMULATED, BATCH = 2, 32
 
 
 def micro_batches(step: int, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """This rank's share of step's data: a function of step and rank alone, so that a resumed run sees the same."""
+    """The data of this rank at a step: a function of step and rank alone, so that a resumed run sees the same."""
     world, rank = dist.get_world_size(), dist.get_rank()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(step))
     chosen = order[: world * ACCUMULATED * BATCH].view(world, ACCUMULATED, BATCH)[rank]
@@ -35,9 +35,9 @@ def micro_batches(step: int, images: Tensor, labels: Tensor) -> list[tuple[Tenso
 
 
 def save(path: Path, step: int, model: nn.Module, opt: torch.optim.Optimizer) -> None:
-    """Writes beside the last checkpoint and swaps: there is a whole one at any time."""
+    """Writes a new file and renames it, so that a complete checkpoint exists at any time."""
     unfinished = path.with_suffix(".part")
-    # with the optimizer come its masks and the position of the sampled labels
+    # the optimizer's state includes its masks and the position of the sampled labels
     torch.save({"step": step, "model": model.state_dict(), "optimizer": opt.state_dict()}, unfinished)
     unfinished.replace(path)
 
@@ -75,7 +75,7 @@ def main() -> None:
         first = checkpoint["step"]
     for step in range(first, args.steps):
         data = micro_batches(step, images, labels)
-        # all ranks call it; it averages over them whatever DDP is told
+        # all ranks call it; it averages over them, also under no_sync
         torch_ire.refresh_mask(opt, replica, data[0])
         for i, (x, y) in enumerate(data):
             last = i == len(data) - 1
@@ -87,11 +87,12 @@ def main() -> None:
         if (step + 1) % args.save_every == 0 and dist.get_rank() == 0:
             args.output.mkdir(parents=True, exist_ok=True)
             save(latest, step + 1, model, opt)
-    opt.check_replicas()  # raises where a rank has drifted
+    opt.check_replicas()  # raises if a rank has drifted
     if dist.get_rank() == 0:
         print(f"steps {first} to {args.steps}: loss {loss.item():.3f}")
         print(f"flat share {opt.ire_summary()['flat_share']:.3f}")
         print(f"parameters {fingerprint(model)}")
+    dist.barrier()  # Gloo may abort at exit while it frees tensors of the last collective
     dist.destroy_process_group()
 
 

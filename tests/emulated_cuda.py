@@ -7,20 +7,25 @@ loaded first.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
 import os
 import shutil
-import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
 
+import processes
+
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZED = "sanitize"
+BUILD_LIMIT = 1800.0  # seconds
 SANITIZER_FLAGS = {"plain": "OFF", SANITIZED: "ON"}
 
 
@@ -31,9 +36,8 @@ def variant() -> str:
 
 def build(which: str) -> Path:
     """Compiles what has changed since the last call and returns the library; skips where there is no compiler."""
-    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    environment.pop("LD_PRELOAD", None)
-    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool, path=environment["PATH"]) is None]
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool, path=search) is None]
     if missing:
         pytest.skip(f"CUDA emulation: {', '.join(missing)} not found")
     pybind11 = pytest.importorskip("pybind11", reason="CUDA emulation: the build files ask for pybind11")
@@ -46,14 +50,23 @@ def build(which: str) -> Path:
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]  # fmt: skip
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        countdown = processes.Countdown(BUILD_LIMIT)
+        while not _is_acquired(lock):  # another process builds the same library
+            assert countdown.left() > 0, f"{lock.name} has been locked for more than {BUILD_LIMIT:g} s"
+            time.sleep(processes.POLL)
         for command in (
             configure,
             ["cmake", "--build", str(folder), "--parallel", "2", "--target", "torch_ire_emulated"],
         ):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
+            processes.run(command, env={"PATH": search}, without=("LD_PRELOAD",), limit=BUILD_LIMIT)
     return folder / "tests" / "cuda_emulation" / "libtorch_ire_emulated.so"
+
+
+def _is_acquired(lock: TextIO) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 @functools.cache

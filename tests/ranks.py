@@ -1,8 +1,8 @@
-"""Functions that run in several processes at once: over Gloo on the CPU, over NCCL where there are enough GPUs.
+"""Runs functions in several processes at once: over Gloo on the CPU, over NCCL if there are enough GPUs.
 
-The processes of a pool are started once and serve many tests: importing torch takes longer than most of them. They meet
-through a file, so nothing depends on free ports, and every call has a time limit: a rank that hangs is killed, and the
-test fails with what every rank was doing.
+The processes of a pool are started once and serve many tests, because importing torch takes longer than most of them.
+They meet through a file, so nothing depends on free ports. Every call has a time limit: a rank that hangs is killed,
+and the test fails with the stack of every rank. Ranks end with the process that started them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from processes import Countdown
 
 # Seconds that the other ranks have, once one has failed, to fail too before they are looked at and killed.
 GRACE = 3.0
@@ -38,6 +42,7 @@ def _serve(
     connection: Connection, rank: int, world_size: int, backend: str, folder: str, measuring: dict[str, str]
 ) -> None:
     """The life of one rank: joins the process group, then runs what it is sent."""
+    Thread(target=_exit_with_parent, daemon=True).start()
     coverage = _start_coverage(measuring)
     torch.set_num_threads(1)
     with (Path(folder) / f"stack{rank}").open("w") as stack:
@@ -68,6 +73,14 @@ def _serve(
     if coverage is not None:  # a forked process ends without the exit handlers in which this would be done
         coverage.stop()
         coverage.save()
+
+
+def _exit_with_parent() -> None:
+    # Where the tests are killed, a rank that hangs would live on, and hold what they print to.
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _start_coverage(measuring: dict[str, str]) -> Any:
@@ -101,7 +114,7 @@ class Ranks:
         Args:
             function: A function of a test module, by its name: it is pickled, as arguments and results are.
             arguments: The same for every rank.
-            timeout: Seconds.
+            timeout: Seconds on an idle machine.
 
         Raises:
             RanksFailedError: A rank raised, died or did not return in time. The pool starts anew at the next call.
@@ -136,13 +149,13 @@ class Ranks:
         assert self._collect(timeout=120.0) == [STARTED] * self.world_size
 
     def _collect(self, timeout: float) -> list[Any]:
-        deadline = time.monotonic() + timeout
+        countdown, failed = Countdown(timeout), False
         answers: dict[int, tuple[str, Any]] = {}
         while len(answers) < self.world_size:
             waiting = {self._connections[rank]: rank for rank in range(self.world_size) if rank not in answers}
-            ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if countdown.left() <= 0:
                 break
+            ready = wait(list(waiting), min(1.0, countdown.left()))  # a second at a time: the load may change
             for connection in ready:
                 rank = waiting[connection]
                 try:
@@ -150,8 +163,8 @@ class Ranks:
                 except (EOFError, ConnectionResetError):
                     self._processes[rank].join(1.0)
                     answers[rank] = ("raised", f"the process ended with exit code {self._processes[rank].exitcode}\n")
-                if answers[rank][0] == "raised":
-                    deadline = min(deadline, time.monotonic() + GRACE)
+                if answers[rank][0] == "raised" and not failed:
+                    countdown, failed = Countdown(min(GRACE, countdown.left())), True
         if len(answers) == self.world_size and all(kind == "returned" for kind, _ in answers.values()):
             return [answers[rank][1] for rank in range(self.world_size)]
         stacks = self._stacks([rank for rank in range(self.world_size) if rank not in answers])

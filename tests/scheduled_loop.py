@@ -35,10 +35,11 @@ def arguments(capturable: bool, **overrides):
 def set_scalars(optimizer: torch.optim.Optimizer, step: int) -> None:
     for group in optimizer.param_groups:
         for name, value in (("lr", learning_rate(step)), ("kappa", enhancement(step))):
-            if isinstance(group[name], torch.Tensor):
-                group[name].fill_(value)
+            key = f"ire_{name}" if f"ire_{name}" in group else name
+            if isinstance(group[key], torch.Tensor):
+                group[key].fill_(value)
             else:
-                group[name] = value
+                group[key] = value
 
 
 def plainly(name: str, function: Callable[[], None], step: int) -> None:
@@ -94,7 +95,8 @@ class Loop:
                 p.grad.copy_(g)
 
     def refresh(self, step: int) -> None:
-        curvature = self.optimizer.param_groups[0]["curvature"]
+        group = self.optimizer.param_groups[0]
+        curvature = group.get("ire_curvature", group.get("curvature"))
         if not self.handle.mask_due():
             return
         self.due.append(step)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+import processes
 import torch_ire
 from layout import ROOT, pyproject
 
@@ -20,7 +20,7 @@ FORBIDDEN = re.compile(r"(?<![\w:])(at|c10|caffe2|torch)::|(?<!\w)_ZN?K?(2at|3c1
 def run(*command: str) -> str:
     tool = shutil.which(command[0])
     assert tool is not None, f"{command[0]} (binutils) is needed by this test and comes with every C++ compiler"
-    return subprocess.run([tool, *command[1:]], check=True, capture_output=True, text=True).stdout
+    return processes.run([tool, *command[1:]]).read()
 
 
 def undefined_symbols() -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: what is parsed, what is refused, what is called."""
+"""The command line parses, refuses and dispatches its arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch_ire
 from torch_ire import cli
 
 
-def test_defaults_and_options():
+def test_the_parser_has_the_documented_defaults():
     parse = cli.build_parser().parse_args
     plain = parse(["demo"])
     assert (plain.quick, plain.seeds, plain.out) == (False, None, Path("torch-ire-demo.png"))

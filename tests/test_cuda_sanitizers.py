@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import emulated_cuda
+import processes
 
 TESTS = Path(__file__).resolve().parent
 PAST_THE_END = """
@@ -26,7 +26,7 @@ def runtime(name: str) -> str:
     if compiler is None:
         return name
     command = [compiler, f"-print-file-name={name}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return processes.run(command).read().strip()
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,6 @@ def environment() -> dict[str, str]:
         pytest.skip("the compiler has no shared sanitizer runtimes")
     emulated_cuda.build(emulated_cuda.SANITIZED)
     return {
-        **os.environ,
         "LD_PRELOAD": ":".join(found),
         # Python's own allocations at exit are no leaks of ours
         "ASAN_OPTIONS": "detect_leaks=0",
@@ -53,15 +52,11 @@ def test_kernels_pass_under_the_sanitizers(environment: dict[str, str]) -> None:
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=no", "-k", "emulated or emulation",
         str(TESTS / "test_cuda_operators.py"), str(TESTS / "test_cuda_emulation.py"),
     ]  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout
+    assert " passed" in processes.run(command, env=environment, limit=1800.0).read()
 
 
 def test_access_past_shared_memory_is_noticed(environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PAST_THE_END], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "heap-buffer-overflow" in done.stderr
-    assert "not noticed" not in done.stdout
+    done = processes.run([sys.executable, "-c", PAST_THE_END], env=environment, status=None)
+    assert done.status() not in (0, None)
+    assert "heap-buffer-overflow" in done.read("stderr")
+    assert "not noticed" not in done.read()

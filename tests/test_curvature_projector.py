@@ -200,6 +200,93 @@ def test_interrupted_refresh_keeps_the_basis_and_stops_the_run_around_it(full):
     assert projector.eigenpairs is pairs
 
 
+class Failing:
+    """A Hessian whose products turn bad after the projector is made."""
+
+    def __init__(self):
+        self.matrix = rotated([30.0, 20.0, 10.0, *linspace(0, 1, 97)])
+        self.bad = None
+
+    def product(self, v):
+        return self.matrix @ v if self.bad is None else self.bad(v)
+
+    def projector(self, **arguments):
+        operator = CallableOperator(self.product, 100, dtype=torch.float64)
+        return FlatProjector.from_operator(operator, 3, storage=torch.bfloat16, **arguments)
+
+
+def raises_memory_error(v):
+    raise MemoryError("out of memory")
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (lambda v: v * float("inf"), FloatingPointError, "nan or inf"),
+        (lambda v: v.flip(0) * torch.arange(100.0), ValueError, "rounding of a product is"),
+        (
+            lambda v: 1e-9 * torch.randn(100, dtype=torch.float64),
+            FloatingPointError,
+            r"eigenvalues up to \d.*errors from",
+        ),
+        (raises_memory_error, MemoryError, "out of memory"),
+    ],
+)
+def test_a_refresh_that_fails_leaves_the_projector_as_it_was(bad, error, message, full):
+    torch.manual_seed(0)
+    failing = Failing()
+    projector = failing.projector(full_interval=2)
+    kept, pairs = projector.basis.clone(), projector.eigenpairs
+    x = torch.randn(100, dtype=torch.float64)
+    before = projector(x)
+    failing.bad = bad
+    for _ in range(2):
+        with pytest.raises(error, match=message):
+            projector.refresh(full=full)
+        assert torch.equal(projector.basis, kept)
+        assert projector.eigenpairs is pairs
+        assert torch.equal(projector(x), before)
+    failing.bad = None
+    assert projector.refresh().num_matvecs == 3  # the second refresh, which would run Lanczos, is yet to come
+    assert projector.refresh().num_matvecs > 3
+
+
+def test_blocks_follow_together_or_not_at_all():
+    _, a, _, H = two_parameters()
+    projector = BlockFlatProjector.from_operator(H, 2)
+    kept = [single.basis for single in projector.projectors]
+    projector.projectors[1]._operator = CallableOperator(lambda v: v * float("nan"), 12, dtype=torch.float64)
+    with torch.no_grad():
+        a.mul_(1.5)
+    with pytest.raises(FloatingPointError, match="nan or inf"):
+        projector.refresh()
+    assert all(single.basis is basis for single, basis in zip(projector.projectors, kept, strict=True))
+
+
+@pytest.mark.parametrize("method", ["reverse", "forward", "finite_difference"])
+def test_a_parameter_frozen_after_construction_is_a_constant(method):
+    matrix, a, b, _ = two_parameters()
+
+    def closure():
+        theta = torch.cat([a.reshape(-1), b])
+        return 0.5 * theta @ matrix @ theta
+
+    H = HessianOperator(closure, [a, b], method=method)
+    projector = FlatProjector.from_operator(H, 2, tol=1e-6)
+    a.requires_grad_(False)
+    kept = a.detach().clone()
+    expected = torch.block_diag(torch.zeros(12, 12, dtype=torch.float64), matrix[12:, 12:])
+    torch.testing.assert_close(H.dense(), expected, rtol=1e-3, atol=1e-3)
+    projector.refresh(full=True)
+    sharp = torch.linalg.eigh(expected).eigenvectors[:, -2:]
+    assert torch.stack([projector(column) for column in sharp.T]).norm(dim=1).max() < 1e-2
+    assert torch.equal(a, kept)
+    b.requires_grad_(False)
+    with pytest.raises(ValueError, match="all 2 parameters have been frozen"):
+        projector.refresh()
+
+
 def test_directions_that_are_not_good_are_said():
     diagonal = torch.linspace(0.99, 1, 3000)
     with pytest.warns(UserWarning, match=r"10 of 10 directions, .* \(out of products\)"):

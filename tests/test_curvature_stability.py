@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import resource
+import signal
 
 import matplotlib as mpl
 import pytest
@@ -88,6 +90,23 @@ def test_extremes():
     assert all_flat.kappa_max_gd == pytest.approx(20.0 / 15.0 - 1, rel=1e-2)
 
 
+@pytest.mark.parametrize("lr", [0.5, 0.5 * (1 - 1e-9), 0.5 * (1 - 1e-4), torch.tensor(0.5)])
+def test_kappa_max_at_the_edge_of_stability_is_zero_to_the_tolerance(lr):
+    found = stability(torch.diag(torch.tensor([4.0, 1.0])), lr=lr, tol=1e-6)
+    assert 0.0 <= found.kappa_max_gd <= 1e-3
+    assert found.num_matvecs <= 100
+    assert type(found.lr) is float
+
+
+@pytest.mark.parametrize("share", [1e-5, 1e-3, 0.5, 1.0])
+def test_kappa_max_takes_few_products_for_any_flat_share(share):
+    """The sharpness as a function of kappa has a corner where a flat direction takes the lead."""
+    matrix = torch.diag(torch.tensor([4.0, 4.0 * share], dtype=torch.float64))
+    found = stability(matrix, lr=0.4, mask=torch.tensor([False, True]))
+    assert found.kappa_max_gd == pytest.approx(5.0 / (4.0 * share) - 1, rel=5e-3, abs=2e-3)
+    assert found.num_matvecs <= 130
+
+
 def test_masks_in_every_form_and_the_report():
     matrix, mask = quadratic()
     whole = stability(matrix, lr=0.1, kappa=1.0, mask=mask)
@@ -152,6 +171,55 @@ def test_tracker(tmp_path):
     assert [float(r["lambda_max"]) for r in rows] == [r.lambda_max for r in tracker.history]
     assert {name for name, _, _ in writer.scalars} == {"curvature/lambda_max", "curvature/limit", "curvature/trace"}
     assert tracker.plot().get_ylabel() == "curvature"
+
+
+@pytest.mark.parametrize(
+    ("lr", "limit"),
+    [
+        (0.0, math.inf),
+        (lambda: 0.0, math.inf),
+        (torch.tensor(0.1), 20.0),
+        (lambda: torch.tensor([0.1]), 20.0),
+        (None, math.nan),
+    ],
+)
+def test_tracker_takes_a_zero_and_a_tensor_learning_rate(tmp_path, lr, limit):
+    path, writer = tmp_path / "sharpness.csv", Writer()
+    tracker = SharpnessTracker(as_operator(torch.eye(2)), every=1, lr=lr, csv_path=path, writer=writer)
+    record = tracker.update(torch.tensor(0))
+    assert type(record.limit) is float
+    assert type(record.step) is int
+    assert record.limit == pytest.approx(limit, nan_ok=True)
+    assert float(next(csv.DictReader(path.read_text().splitlines()))["limit"]) == pytest.approx(limit, nan_ok=True)
+    assert tracker.plot().get_ylabel() == "curvature"
+
+
+def test_a_failed_write_keeps_the_old_rows_and_the_record(tmp_path):
+    path = tmp_path / "sharpness.csv"
+    tracker = SharpnessTracker(as_operator(torch.eye(2)), every=1, csv_path=path)
+    tracker.update(0)
+    kept = path.read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 10, hard))  # room for a part of the next row
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            tracker.update(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_text() == kept
+    assert [record.step for record in tracker.history] == [0, 1]
+    tracker.update(2)
+    assert [row["step"] for row in csv.DictReader(path.read_text().splitlines())] == ["0", "2"]
+
+
+def test_a_row_cut_off_by_a_crash_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "sharpness.csv"
+    SharpnessTracker(as_operator(torch.eye(2)), every=1, csv_path=path).update(0)
+    path.write_text(path.read_text() + "1,1.0")
+    SharpnessTracker(as_operator(torch.eye(2)), every=1, csv_path=path).update(2)
+    assert [row["step"] for row in csv.DictReader(path.read_text().splitlines())] == ["0", "1", "2"]
 
 
 def test_interrupting_a_measurement_interrupts_training(tmp_path):

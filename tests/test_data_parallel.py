@@ -93,7 +93,7 @@ def test_replicas_are_equal_to_the_bit(ranks, case, curvature):
         ("SAMIRE-sgd", "hutchinson", {"curvature_beta": 0.5}),
     ],
 )
-def test_every_curvature(ranks, case, curvature, arguments):
+def test_replicas_are_equal_with_every_curvature(ranks, case, curvature, arguments):
     results = ranks(4).run(trained, case, curvature, torch.float32, arguments)
     assert all(result == results[0] for result in results)
 
@@ -115,7 +115,7 @@ def hutchinson_without_replicas(device: torch.device) -> None:
     assert optimizer.state_dict()["state"] == {}
 
 
-def test_hutchinson_says_that_it_needs_the_replicas(ranks):
+def test_hutchinson_without_a_process_group_is_refused(ranks):
     ranks(2).run(hutchinson_without_replicas)
 
 
@@ -174,7 +174,7 @@ def accumulated(device: torch.device, case: str) -> Any:
 
 
 @pytest.mark.parametrize("case", ["SGDIRE", "SAMIRE-sgd"])
-def test_accumulation_is_one_large_batch(ranks, case):
+def test_accumulation_equals_one_large_batch(ranks, case):
     results = ranks(2).run(accumulated, case)
     assert results[0] == results[1]
 
@@ -214,7 +214,7 @@ def sam_by(device: torch.device, kind: str) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("kind", ["local", "global"])
-def test_local_and_global_sam(ranks, kind):
+def test_replicas_are_equal_after_local_and_global_sam(ranks, kind):
     (first, parameters), (second, same_parameters) = ranks(2).run(sam_by, kind)
     assert parameters == same_parameters
     assert (first == second) == (kind == "global")
@@ -255,7 +255,7 @@ def skipped_branch(device: torch.device, ignore: bool) -> Any:
 
 
 @pytest.mark.parametrize("ignore", [False, True])
-def test_a_rank_without_labels_or_without_a_branch(ranks, ignore):
+def test_a_rank_without_labels_or_without_a_branch_takes_part(ranks, ignore):
     results = ranks(2).run(skipped_branch, ignore)
     assert results[0] == results[1]
 
@@ -264,10 +264,10 @@ def test_a_rank_without_labels_or_without_a_branch(ranks, ignore):
 
 
 def drifted(device: torch.device, what: str) -> str:
-    torch_ire.default_label_generator.manual_seed(3).draw()
     model = replicated(device)
     named = list(model.module.named_parameters())
     optimizer = torch_ire.AdmIRE(named, lr=0.1, curvature="random")
+    optimizer.label_generator.manual_seed(3).draw()
     loss(model, *halves(0, dist.get_rank(), dist.get_world_size(), device)).backward()
     optimizer.step()
     optimizer.check_replicas()
@@ -288,10 +288,9 @@ def drifted(device: torch.device, what: str) -> str:
             elif what == "lr":
                 optimizer.param_groups[0]["lr"] = 0.2
             else:
-                torch_ire.default_label_generator.draw()
+                optimizer.label_generator.draw()
     with pytest.raises(RuntimeError) as error:
         optimizer.check_replicas()
-    torch_ire.default_label_generator.manual_seed(0)  # this process serves other tests
     return str(error.value)
 
 
@@ -304,7 +303,7 @@ def drifted(device: torch.device, what: str) -> str:
         ("flat_mask", "2.weight: flat_mask"),
         ("missing", "2.weight: flat_mask"),
         ("lr", "group 0: lr"),
-        ("labels", "default_label_generator: offset"),
+        ("labels", "label_generator: offset"),
     ],
 )
 def test_a_drift_is_named_on_every_rank(ranks, what, name):

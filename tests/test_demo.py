@@ -23,7 +23,7 @@ from torch_ire.demo import session
 from torch_ire.demo.config import DIGITS, TEXT, Method, Part, Plan
 from torch_ire.demo.models import CausalSelfAttention, CharTransformer, DigitsResNet
 from torch_ire.demo.sharpness import TraceJob, trace_of_run
-from torch_ire.demo.training import Job, Trainer, learning_rate, train
+from torch_ire.demo.training import Job, Trainer, build_model, learning_rate, train
 from torch_ire.demo.workers import Workers, worker_count
 
 TINY_DIGITS = replace(DIGITS, lrs=(0.05, 0.1), steps=5, batch_size=16, evaluate_every=2, warmup_steps=1, width=4)
@@ -186,10 +186,16 @@ def test_optimizer_bytes_are_measured(datasets):
     }
     assert measured["SGD"] == 4.0
     assert 8.0 <= measured["AdamW"] < 8.1
-    # One bit a parameter, and the last byte of each parameter's bits.
-    assert 0.125 <= measured["AdmIRE, Fisher"] - measured["AdamW"] < 0.14
+    # One bit per parameter, and a gap of at most 64 bytes behind each tensor of moments and masks.
+    assert 0.125 <= measured["AdmIRE, Fisher"] - measured["AdamW"] < 0.125 + 3 * gap(TINY_TEXT)
     # SAM keeps a copy of the unperturbed weights outside of its state.
-    assert measured["SAM"] == pytest.approx(measured["SGD"] + 4.0, abs=0.01)
+    assert 4.0 <= measured["SAM"] - measured["SGD"] < 4.0 + 2 * gap(TINY_DIGITS)
+
+
+def gap(part: Part) -> float:
+    """Bytes per parameter if every tensor is followed by 64 unused bytes."""
+    sizes = [param.numel() for param in build_model(part).parameters()]
+    return 64 * len(sizes) / sum(sizes)
 
 
 def test_methods_of_a_seed_share_weights_and_batches(datasets):

@@ -1,4 +1,4 @@
-"""What the demo says: the arithmetic of its verdict on made-up numbers, its table and its picture."""
+"""The verdicts of the demo on made-up numbers, its table and its picture."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_gain_needs_both_controls():
 def test_a_winning_random_mask_is_called_a_larger_step():
     verdict = verdict_on(fisher=[1.70, 1.71, 1.72], adamw=[1.80, 1.81, 1.82], random=[1.60, 1.61, 1.62])
     assert verdict.outcome is Outcome.LARGER_STEP
-    assert "not of a mask drawn at random: larger steps helped, not the curvature" in sentences(verdict, MADE_UP)
+    assert "not of a random mask: larger steps helped, not the curvature" in sentences(verdict, MADE_UP)
 
 
 def test_a_random_mask_within_the_seeds_is_no_gain_either():
@@ -187,7 +187,7 @@ def test_gain_over_a_control_at_the_end_of_the_grid_is_said_with_care():
         ((float("nan"), None), (float("nan"), None), 0.0, 0),
     ],
 )
-def test_compare(first, second, resolution, expected):
+def test_a_difference_counts_beyond_the_larger_spread(first, second, resolution, expected):
     assert compare(Estimate(*first), Estimate(*second), True, resolution) == expected
     if np.isfinite([first[0], second[0]]).all():
         assert compare(Estimate(*first), Estimate(*second), False, resolution) == -expected

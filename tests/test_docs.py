@@ -8,7 +8,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 import cases
+import processes
 import torch_ire
 from layout import ROOT
 from trainers import need
@@ -82,7 +82,7 @@ def test_links_resolve(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
 def test_commands_of_run_py_exist(page: Path) -> None:
-    usage = subprocess.run([sys.executable, "run.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    usage = processes.run([sys.executable, "run.py"], cwd=ROOT).read()
     known = set(re.findall(r"python3 run\.py (\w+)", usage))
     assert known >= {"demo", "test", "lint", "setup"}
     assert set(re.findall(r"python3 run\.py (\w+)", page.read_text())) <= known

@@ -1,58 +1,48 @@
-"""The files of examples/ as people start them, in processes of their own; several where they train in parallel."""
+"""Runs the files of examples/ as users start them, on several ranks if they train in parallel."""
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import processes
 from layout import ROOT
 from trainers import need
 
 EXAMPLES = ROOT / "examples"
 LIMIT = 240.0  # seconds
-
-
-def start(*command: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    try:
-        printed, _ = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        printed, _ = process.communicate()
-        pytest.fail(f"no end after {LIMIT} s: {printed}")
-    assert process.returncode == 0, printed
-    return printed
+VARIABLES = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def run(name: str, *arguments: str, folder: Path) -> str:
-    return finish(start(sys.executable, str(EXAMPLES / name), *arguments, folder=folder))
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    with processes.reserved_port() as port:  # for those that start ranks of their own
+        env = {**VARIABLES, "MASTER_PORT": str(port)}
+        return processes.run(command, cwd=folder, env=env, limit=LIMIT).read()
 
 
 def torchrun(name: str, *arguments: str, folder: Path) -> str:
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    return finish(start(*launcher, str(EXAMPLES / name), *arguments, folder=folder))
+    return processes.run([*launcher, str(EXAMPLES / name), *arguments], cwd=folder, env=VARIABLES, limit=LIMIT).read()
 
 
 def as_ranks(name: str, *arguments: str, folder: Path, ranks: int) -> str:
     """What torchrun starts, without torchrun, which takes longer than the example."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = (sys.executable, str(EXAMPLES / name), *arguments)
-    started = [start(*command, folder=folder, RANK=str(r), LOCAL_RANK=str(r), **common) for r in range(ranks)]
-    first, *_ = [finish(process) for process in started]
-    return first
+    with processes.reserved_port() as port, contextlib.ExitStack() as stack:
+        env = {**VARIABLES, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        started = [
+            stack.enter_context(
+                processes.Program(command, cwd=folder, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)})
+            )
+            for r in range(ranks)
+        ]
+        processes.finish_all(started, LIMIT)
+    return started[0].read()
 
 
 def number(pattern: str, printed: str) -> float:
@@ -70,8 +60,8 @@ def test_every_example_is_run_and_linked() -> None:
     assert not [name for name in names if f"examples/{name}" not in pages]
 
 
-def test_the_trainer_of_transformers_on_two_ranks(tmp_path: Path) -> None:
-    """The masks' pass goes by the DDP that the Trainer has put around the model; the example compares the replicas."""
+def test_the_trainer_of_transformers_trains_on_two_ranks(tmp_path: Path) -> None:
+    """The pass of the mask bypasses the Trainer's DDP; the example compares the replicas."""
     need("transformers")
     printed = torchrun("hf_trainer.py", "--steps", "40", folder=tmp_path)
     first, last = (number(pattern, printed) for pattern in (r"loss ([\d.]+) ->", r"-> ([\d.]+) in 40 steps"))
@@ -79,7 +69,7 @@ def test_the_trainer_of_transformers_on_two_ranks(tmp_path: Path) -> None:
     assert number(r"flat share ([\d.]+)", printed) == pytest.approx(0.6, abs=0.002)
 
 
-def test_lightning_with_sam_on_two_ranks(tmp_path: Path) -> None:
+def test_lightning_trains_with_sam_on_two_ranks(tmp_path: Path) -> None:
     need("lightning")
     printed = run("lightning_trainer.py", "--sam", "--devices", "2", "--epochs", "2", folder=tmp_path)
     assert number(r"test accuracy ([\d.]+) after", printed) > 0.85
@@ -87,7 +77,7 @@ def test_lightning_with_sam_on_two_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--sam",)])
-def test_accelerate(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_the_loss_falls_under_accelerate(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     need("accelerate")
     printed = run("accelerate_loop.py", "--epochs", "2", *arguments, folder=tmp_path)
     losses = [float(loss) for loss in re.findall(r"epoch \d: loss ([\d.]+)", printed)]
@@ -95,8 +85,8 @@ def test_accelerate(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert number(r"flat share ([\d.]+)", printed) == pytest.approx(0.8, abs=0.002)
 
 
-def test_a_torchrun_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Stopped between two refreshes of the mask and started again, against one run: the same parameters to the bit."""
+def test_a_resumed_torchrun_script_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Stopped between two refreshes of the mask and started again: the same parameters to the bit."""
     stopped = as_ranks("torchrun_ddp.py", "--steps", "6", "--save-every", "6", folder=tmp_path, ranks=2)
     assert "steps 0 to 6" in stopped
     resumed = as_ranks("torchrun_ddp.py", "--steps", "10", folder=tmp_path, ranks=2)
@@ -108,7 +98,7 @@ def test_a_torchrun_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert number(r"loss ([\d.]+)", whole) < number(r"loss ([\d.]+)", stopped)
 
 
-def test_fsdp2_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+def test_fsdp2_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
     first = as_ranks("fsdp2.py", "--steps", "10", folder=tmp_path, ranks=2)
     second = as_ranks("fsdp2.py", "--steps", "20", folder=tmp_path, ranks=1)
     assert "steps 10 to 20" in second

@@ -75,6 +75,17 @@ def test_two_commands_and_isolated_builds_use_one_torch() -> None:
     assert [line for line in requirements if line.startswith("torch")] == pinned
 
 
+def test_one_helper_starts_all_programs_of_the_tests() -> None:
+    """A program that is started otherwise can outlive its test and keep the suite waiting."""
+    starts = re.compile(r"^\s*(import|from) (subprocess|multiprocessing)|os\.(system|popen|spawn|fork)", re.MULTILINE)
+    found = {
+        name
+        for name, text in TEXTS.items()
+        if name.startswith("tests/") and name.endswith(".py") and starts.search(text)
+    }
+    assert found == {"tests/processes.py", "tests/ranks.py", "tests/test_processes.py"}
+
+
 def test_python_files_postpone_annotations() -> None:
     """One form of annotations everywhere: `X | None` also where Python 3.10 evaluates a signature."""
     late = "from __future__ import annotations"

@@ -122,7 +122,7 @@ def attached(params: Any) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("optimizer", [adm_ire(), attached], ids=["AdmIRE", "IRE"])
-def test_the_loop_is_the_plain_one(optimizer):
+def test_an_accelerated_loop_equals_the_plain_loop_to_the_bit(optimizer):
     loop = Loop(optimizer).run()
     assert loop.refreshed == [0, 6, 12]  # at the first micro-batch of steps 0, 3 and 6
     model, opt = plain(optimizer)
@@ -130,7 +130,7 @@ def test_the_loop_is_the_plain_one(optimizer):
     assert same(states(loop.optimizer), states(opt))
 
 
-def test_the_optimizer_alone_is_swapped():
+def test_swapping_adamw_for_adm_ire_needs_no_other_change():
     zero = Loop(adm_ire(kappa=0.0, curvature="second_moment")).run()
     ours = Loop(adm_ire(curvature="second_moment")).run()
     assert zero.refreshed == ours.refreshed == []
@@ -162,7 +162,7 @@ def test_prepare_leaves_a_fresh_optimizer_alone():
 
 @pytest.mark.parametrize("optimizer", [adm_ire(curvature_beta=0.5), attached], ids=["AdmIRE", "IRE"])
 def test_a_run_resumes_to_the_bit(tmp_path: Path, optimizer):
-    """save_state() between two refreshes; the labels go on where the optimizer's checkpoint has them."""
+    """save_state() between two refreshes; the labels continue at the position in the optimizer's checkpoint."""
     torch_ire.default_label_generator.manual_seed(11)
     whole = Loop(optimizer)
     whole.labels = None
@@ -180,8 +180,8 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path, optimizer):
 
 
 @pytest.mark.parametrize("form", ["closure", "steps"])
-def test_sam_is_that_of_the_plain_loop(form):
-    """The closure goes through Accelerate's wrapper; the two calls are those of the optimizer in it."""
+def test_sam_equals_the_plain_loop_to_the_bit(form):
+    """By a closure through Accelerate's wrapper, and by two calls of the optimizer in it."""
 
     def optimizer(params):
         return torch_ire.SAMIRE(params, lr=0.1, momentum=0.9, rho=0.2, mask_interval=3)
@@ -239,7 +239,7 @@ def test_bf16_autocast_reaches_the_pass_of_the_mask():
     assert torch_ire.ire_of(loop.optimizer).ire_summary()["flat_share"] == FLAT
 
 
-def test_numbers_reach_the_trackers_of_accelerate(tmp_path: Path):
+def test_log_summary_writes_to_the_trackers_of_accelerate(tmp_path: Path):
     """TensorBoard, by Accelerate's own log()."""
     need("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -253,8 +253,22 @@ def test_numbers_reach_the_trackers_of_accelerate(tmp_path: Path):
     assert [(event.step, event.value) for event in events.Scalars("ire/flat_share")] == [(1, FLAT)]
 
 
-def test_a_gradscaler_in_the_wrapper():
-    """An overflow leaves parameters, moments and step counts alone; the next step is taken."""
+def test_the_pass_has_the_loss_scale_of_the_accelerator():
+    """The prepared optimizer holds the GradScaler; Accelerate's own switch for float16 works on GPUs alone."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    Accelerator(cpu=True)
+    norms = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        model = network()
+        prepared = AcceleratedOptimizer(torch_ire.AdmIRE(model.parameters()), scaler=scaler)
+        model[0].weight.register_hook(lambda grad: norms.append(float(grad.norm())))
+        batch = next(iter(loader()))
+        assert torch_ire.refresh_mask(prepared, model, batch, generator=torch_ire.LabelGenerator(seed=5))
+    assert norms[1] == pytest.approx(1024.0 * norms[0])
+
+
+def test_an_overflow_changes_nothing_and_the_next_step_is_taken():
     from accelerate.optimizer import AcceleratedOptimizer
 
     Accelerator(cpu=True)

@@ -1,4 +1,4 @@
-"""The Trainer of transformers: its own code with another optimizer, and the callback that refreshes masks."""
+"""The Trainer of transformers with our optimizers, and the callback that refreshes masks."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     return bool(ours) and all(map(torch.equal, ours, theirs)) and len(ours) == len(theirs)
 
 
-def test_the_optimizer_alone_is_swapped(tmp_path):
+def test_swapping_adamw_for_adm_ire_needs_no_other_change(tmp_path):
     """No other line changes: the two decay groups, clipping and the schedule are the Trainer's."""
     plain = Run(tmp_path).train()
     zero = Run(tmp_path, **adm_ire(kappa=0.0, curvature="second_moment")).train()
@@ -152,7 +152,7 @@ def test_the_optimizer_alone_is_swapped(tmp_path):
     ids=["plain", "accumulation", "bf16"],
 )
 def test_the_callback_changes_nothing_but_the_masks(tmp_path, options):
-    """With kappa = 0 the run is the run without it to the bit: gradients, dropout and data are as they were."""
+    """With kappa = 0 the run equals the run without it to the bit: gradients, dropout and data."""
     without = Run(tmp_path, **adm_ire(kappa=0.0), **options).train()
     with_masks = Run(tmp_path, **adm_ire(kappa=0.0, mask_interval=3), callbacks=CALLBACK, **options).train()
     assert same(without.parameters(), with_masks.parameters())
@@ -173,7 +173,7 @@ def test_the_pass_goes_through_activation_checkpointing(tmp_path):
     assert same(*masks)
 
 
-def test_masks_are_those_of_the_plain_loop(tmp_path):
+def test_masks_equal_those_of_the_plain_loop(tmp_path):
     """Refreshed at T_w, T_w + K, ... from the batch of that step, with shifted labels and ignored positions."""
     arguments = {"warmup_steps": 2, "mask_interval": 3, "gamma": 0.6, "kappa": 1.5}
     generators = [torch_ire.LabelGenerator(seed=5) for _ in range(2)]
@@ -223,7 +223,7 @@ def test_masks_are_those_of_the_plain_loop(tmp_path):
 
 @pytest.mark.parametrize("kind", ["AdmIRE", "IRE"])
 def test_a_run_resumes_to_the_bit(tmp_path, kind):
-    """Saved between two refreshes, resumed by a new Trainer: parameters, moments, masks and label draws go on."""
+    """Saved between two refreshes, resumed by a new Trainer: parameters, moments, masks and labels."""
 
     def optimizer(model):
         if kind == "AdmIRE":
@@ -234,12 +234,11 @@ def test_a_run_resumes_to_the_bit(tmp_path, kind):
 
     options = {"optimizer": optimizer, "callbacks": CALLBACK, "save_strategy": "steps", "save_steps": 6}
     whole = Run(tmp_path, **options).train()
-    generator = torch_ire.default_label_generator.state_dict()
     torch_ire.default_label_generator.manual_seed(99)
     resumed = Run(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert len(resumed.batches) < len(whole.batches)
     assert same(whole.parameters(), resumed.parameters())
-    assert torch_ire.default_label_generator.state_dict() == generator
+    assert whole.state["param_groups"] == resumed.state["param_groups"]  # the position of the labels among them
     for ours, theirs in zip(whole.state["state"].values(), resumed.state["state"].values(), strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -254,8 +253,61 @@ def test_a_checkpoint_of_the_trainers_adamw_goes_on_with_ire(tmp_path):
     assert float(run.state["state"][0]["step"]) == 9.0
 
 
-def test_ire_around_the_trainers_own_optimizer(tmp_path):
-    """The Trainer makes AdamW with its groups, schedule and all; IRE attaches to it and is the same as AdmIRE."""
+def test_the_pass_has_the_loss_scale_of_the_trainer(tmp_path):
+    """Under fp16 the gradients of the pass would underflow without it; the Trainer's own switch works on GPUs alone."""
+    norms = {}
+    for scale in (None, 1024.0):
+        callback = MaskRefreshCallback(generator=torch_ire.LabelGenerator(seed=5))
+        run = Run(tmp_path, model=language_model(), **adm_ire(curvature_beta=0.5), callbacks=[callback], max_steps=1)
+        if scale is not None:
+            run.trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        seen = norms.setdefault(scale, [])
+        next(run.model.parameters()).register_hook(lambda grad, seen=seen: seen.append(float(grad.norm())))
+        run.train()
+        assert len(seen) == 2  # the training batch, and the pass of the mask
+        norms[scale].append(run.state["state"][0]["hessian_diag"].sum().item())
+    assert norms[1024.0][:2] == pytest.approx([1024.0 * norm for norm in norms[None][:2]])
+    assert norms[1024.0][2] == pytest.approx(norms[None][2])
+
+
+def test_steps_in_the_backward_pass_get_their_masks_before_it(tmp_path):
+    """In a wrapper whose step does nothing, as the Trainer wants an optimizer: the run is the plain loop."""
+
+    class Stepped(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            super().__init__([p for group in optimizer.param_groups for p in group["params"]], {"lr": 0.0})
+            self.optimizer = optimizer
+
+        def step(self, closure=None):
+            return closure() if closure else None
+
+    def in_backward(model):
+        make = functools.partial(torch_ire.AdmIRE, lr=1e-2, mask_interval=3)
+        return torch_ire.StepInBackward(model.parameters(), lambda params: make(params))
+
+    labels = [torch_ire.LabelGenerator(seed=5) for _ in range(2)]
+    callbacks = [MaskRefreshCallback(generator=labels[0])]
+    run = Run(
+        tmp_path,
+        model=language_model(),
+        optimizer=lambda model: Stepped(in_backward(model)),
+        callbacks=callbacks,
+        max_steps=5,
+        max_grad_norm=0.0,
+    ).train()
+    model = language_model()
+    opt = in_backward(model)
+    trained_on = [batch for batch in run.batches if "labels" in batch]
+    assert len(trained_on) == 5
+    for batch in trained_on:
+        torch_ire.refresh_mask(opt, model, batch, generator=labels[1])
+        model(**batch).loss.backward()
+    assert [group["ire_mask_step"] for group in run.ire.param_groups] == [3] * len(run.ire.param_groups)
+    assert same(run.parameters(), [p.detach() for p in model.parameters()])
+
+
+def test_ire_attached_to_the_trainers_adamw_matches_adm_ire(tmp_path):
+    """The Trainer makes AdamW with its groups and schedule; with IRE attached it behaves as AdmIRE."""
     run = Run(tmp_path, callbacks=CALLBACK)
     ire = torch_ire.IRE(run.trainer.create_optimizer(), mask_interval=4)
     run.train()
@@ -269,18 +321,18 @@ def test_ire_around_the_trainers_own_optimizer(tmp_path):
 
 
 def test_hutchinson_takes_the_loss_of_the_model(tmp_path):
-    """Attention has a second derivative in the pass, whatever kernel trains."""
+    """Attention has a second derivative in the pass, also if a fused kernel trains."""
     run = Run(tmp_path, **adm_ire(curvature="hutchinson", mask_interval=4), callbacks=CALLBACK).train()
     assert run.ire.param_groups[0]["ire_mask_step"] == 8
     assert run.ire.ire_summary()["flat_share"] == FLAT
 
 
-def test_an_optimizer_without_ire_is_named(tmp_path):
+def test_an_optimizer_without_ire_is_refused(tmp_path):
     with pytest.raises(TypeError, match="expected AdmIRE, SGDIRE, SAMIRE, an optimizer that IRE"):
         Run(tmp_path, callbacks=CALLBACK).train()
 
 
-def test_evaluation_batches_are_not_looked_at(tmp_path):
+def test_evaluation_refreshes_no_mask_and_leaves_no_hook(tmp_path):
     run = Run(tmp_path, **adm_ire(mask_interval=2), callbacks=CALLBACK, max_steps=4)
     run.trainer.eval_dataset = texts()[:4]
     run.train()
@@ -291,7 +343,7 @@ def test_evaluation_batches_are_not_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize("curvature", ["fisher", "second_moment"])
-def test_numbers_reach_the_log_of_the_trainer(tmp_path, curvature):
+def test_the_trainer_logs_scalars_after_each_refresh(tmp_path, curvature):
     """After each step with a refreshed mask, also one that step() has refreshed itself."""
     run = Run(tmp_path, **adm_ire(mask_interval=4, curvature=curvature))
     run.trainer.add_callback(MaskRefreshCallback(log=run.trainer.log))
@@ -320,8 +372,8 @@ def heads() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", heads())
-def test_targets_are_those_of_the_heads_own_loss(name):
-    """Cross-entropy at the targets that the mask's pass sees is the loss that the head computes."""
+def test_targets_reproduce_the_loss_of_the_head(name):
+    """Cross-entropy at the targets of the mask's pass equals the loss that the head computes."""
     model = heads()[name]().eval()
     batch = {key: torch.stack([item[key] for item in texts()[:6]]) for key in texts()[0]}
     if "Sequence" in name:

@@ -1,4 +1,4 @@
-"""Lightning's Trainer: its own code with another optimizer, the callback, and SAM by closure and by hand."""
+"""Lightning's Trainer with our optimizers, the callback, and SAM by closure and by hand."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def adm_ire(**arguments: Any) -> Any:
     return lambda params: torch_ire.AdmIRE(params, lr=1e-2, **arguments)
 
 
-def test_the_optimizer_alone_is_swapped():
+def test_swapping_adamw_for_adm_ire_needs_no_other_change():
     plain, zero = Module(lambda params: torch.optim.AdamW(params, lr=1e-2)), Module(adm_ire(kappa=0.0))
     train(plain, gradient_clip_val=0.5)
     train(zero, gradient_clip_val=0.5)
@@ -128,7 +128,7 @@ def test_the_optimizer_alone_is_swapped():
     ids=["plain", "accumulation", "bf16-mixed", "bf16-true"],
 )
 def test_the_callback_changes_nothing_but_the_masks(options):
-    """With kappa = 0 the run is the run without it to the bit: gradients, dropout and BatchNorm are as they were."""
+    """With kappa = 0 the run equals the run without it to the bit: gradients, dropout and BatchNorm."""
     without, with_masks = Module(adm_ire(kappa=0.0), 0.1), Module(adm_ire(kappa=0.0, mask_interval=3), 0.1)
     train(without, **options)
     trainer = train(with_masks, callbacks=[IRECallback()], **options)
@@ -149,7 +149,7 @@ class Plain(Module):
 
 
 @pytest.mark.parametrize("attached", [False, True])
-def test_masks_are_those_of_the_plain_loop(attached):
+def test_masks_equal_those_of_the_plain_loop(attached):
     """The README's loop on the same batches and seeds: the same parameters, statistics and masks to the bit."""
 
     def optimizer(params):
@@ -191,14 +191,14 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path):
     options = {"max_epochs": 2, "limit_train_batches": 5}
     whole = Module(adm_ire(mask_interval=4, curvature_beta=0.5))
     trainer = train(whole, callbacks=[checkpoint, IRECallback()], enable_checkpointing=True, **options)
-    generator = torch_ire.default_label_generator.state_dict()
     torch_ire.default_label_generator.manual_seed(99)
     saved = sorted(tmp_path.glob("*step=5*.ckpt"))
     resumed = Module(adm_ire(mask_interval=7))  # what the checkpoint holds counts
     again = train(resumed, ckpt_path=saved[0], callbacks=[IRECallback()], **options)
     assert len(resumed.training_losses) == 5
     assert same(everything(whole), everything(resumed))
-    assert torch_ire.default_label_generator.state_dict() == generator
+    groups = [t.optimizers[0].state_dict()["param_groups"] for t in (trainer, again)]
+    assert groups[0] == groups[1]  # the position of the labels among them
     for ours, theirs in zip(
         trainer.optimizers[0].state_dict()["state"].values(),
         again.optimizers[0].state_dict()["state"].values(),
@@ -250,7 +250,7 @@ def plain_sam(module: Module, opt: torch_ire.SAMIRE, generator: torch_ire.LabelG
 
 
 @pytest.mark.parametrize("how", ["automatic", "steps", "perturbed"])
-def test_sam_is_that_of_the_plain_loop(how):
+def test_sam_equals_the_plain_loop_to_the_bit(how):
     """By closure under automatic optimization, by hand through Lightning's wrapper: parameters and BatchNorm agree."""
     module = Module(sam()) if how == "automatic" else ByHand(sam(), form=how)
     reference = copy.deepcopy(module)
@@ -280,7 +280,7 @@ def test_sam_clips_the_second_gradient():
     ],
     ids=["accumulation", "scaler"],
 )
-def test_half_a_sam_step_is_refused(options, message):
+def test_sam_with_accumulation_or_a_scaler_is_refused(options, message):
     with pytest.raises(MisconfigurationException, match=message):
         train(Module(sam()), callbacks=[IRECallback()], **with_scaler(options))
 
@@ -295,8 +295,8 @@ def with_scaler(options: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("precision", [{"scaler": True}, {"precision": "bf16-mixed"}], ids=["float16", "bf16"])
-def test_mixed_precision_with_clipping(precision, clip):
-    """Lightning refuses to clip for optimizers that unscale in their step; ours is swapped in and needs no callback."""
+def test_clipping_under_mixed_precision_matches_adamw(precision, clip):
+    """Lightning refuses to clip for optimizers that unscale in their step; ours needs no callback for it."""
     modules = [Module(optimizer) for optimizer in (adm_ire(kappa=0.0), lambda params: torch.optim.AdamW(params, 1e-2))]
     for module in modules:
         train(module, gradient_clip_val=clip, **with_scaler(dict(precision)))
@@ -311,18 +311,57 @@ def test_mixed_precision_with_clipping(precision, clip):
     assert sum(ours.training_losses[-3:]) < sum(ours.training_losses[:3])
 
 
-def test_a_scaler_still_leaves_unscaling_to_the_step():
+def test_the_pass_has_the_loss_scale_of_the_trainer():
+    norms = []
+    for scaled in (False, True):
+        module = Module(adm_ire())
+        seen = []
+        module.net[0].weight.register_hook(lambda grad, seen=seen: seen.append(float(grad.norm())))
+        options = with_scaler({"scaler": scaled})
+        train(module, callbacks=[IRECallback(generator=torch_ire.LabelGenerator(seed=5))], max_steps=1, **options)
+        norms.append(seen)
+    assert norms[1] == pytest.approx([1024.0 * norm for norm in norms[0]], rel=0.05)  # float16 rounds
+    assert len(norms[0]) == 2
+
+
+def test_steps_in_the_backward_pass_get_their_masks_before_it():
+    """In a wrapper whose step evaluates the closure and nothing else."""
+
+    class Stepped(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            super().__init__([p for group in optimizer.param_groups for p in group["params"]], {"lr": 0.0})
+            self.optimizer = optimizer
+
+        def step(self, closure=None):
+            return closure()
+
+    def in_backward(params):
+        return torch_ire.StepInBackward(params, lambda one: torch_ire.AdmIRE(one, lr=1e-2, mask_interval=3))
+
+    labels = [torch_ire.LabelGenerator(seed=5) for _ in range(2)]
+    module = Module(lambda params: Stepped(in_backward(params)))
+    train(module, callbacks=[IRECallback(generator=labels[0])], limit_train_batches=5)
+    net = network()
+    opt = in_backward(net.parameters())
+    for x, y in batches()[:5]:
+        torch_ire.refresh_mask(opt, net, (x, y), generator=labels[1])
+        F.cross_entropy(net(x), y).backward()
+    assert {group["ire_mask_step"] for group in opt.param_groups} == {3}
+    assert same(everything(module.net), everything(net))
+
+
+def test_the_scaler_unscales_before_the_step_so_that_lightning_can_clip():
     opt = adm_ire(curvature="second_moment")([nn.Parameter(torch.ones(3))])
     param = opt.param_groups[0]["params"][0]
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     seen = []
-    opt.register_step_pre_hook(lambda opt, args, kwargs: seen.append((float(opt.grad_scale), param.grad.tolist())))
+    opt.register_step_pre_hook(lambda opt, args, kwargs: seen.append(param.grad.tolist()))
     scaler.scale(param.sum()).backward()
     scaler.step(opt)
-    assert seen == [(8.0, [8.0, 8.0, 8.0])]
+    assert seen == [[1.0, 1.0, 1.0]]
 
 
-def test_batch_norm_thaws_where_the_perturbed_run_fails():
+def test_batch_norm_thaws_if_the_perturbed_run_fails():
     class Fails(Module):
         def training_step(self, batch, batch_idx):
             if self.trainer.optimizers[0].is_perturbed:
@@ -338,7 +377,7 @@ def test_batch_norm_thaws_where_the_perturbed_run_fails():
     assert same([p.detach() for p in module.parameters()], before)
 
 
-def test_modules_without_a_forward_and_optimizers_without_ire():
+def test_forward_serves_modules_without_one_and_plain_optimizers_are_refused():
     class NoForward(Module):
         forward = pl.LightningModule.forward
 
@@ -356,8 +395,8 @@ def test_modules_without_a_forward_and_optimizers_without_ire():
 
 
 @pytest.mark.parametrize("curvature", ["fisher", "second_moment"])
-def test_numbers_reach_the_loggers(curvature):
-    """Through the module's own log_dict() after each refresh, whoever made it; Lightning repeats the last numbers."""
+def test_lightning_logs_scalars_after_each_refresh(curvature):
+    """Through log_dict() of the module, also after a refresh by step(); Lightning repeats the last numbers."""
     steps, logged = [], []
 
     class Logs(Module):
@@ -381,7 +420,7 @@ def test_numbers_reach_the_loggers(curvature):
     assert float(trainer.callback_metrics["ire/flat_share"]) == FLAT
 
 
-def test_several_optimizers_under_one_handle():
+def test_one_handle_serves_two_optimizers():
     class Two(ByHand):
         def training_step(self, batch, batch_idx):
             self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))

@@ -82,15 +82,21 @@ def imported(path: Path) -> set[str]:
 
 # Each part of the package imports itself and these; what is not named here (entry points, the demo) may import anything
 # but the native module.
-LEAVES = ("counter_rng", "dtensors", "packed_mask", "packed_state")
+LEAVES = ("counter_rng", "dtensors", "interrupts", "layouts", "packed_mask", "packed_state")
+OPERATORS = (*LEAVES, "_native", "reference", "ops")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LEAVES, LEAVES),
     "_native": ("_C",),
     "reference": LEAVES,
     "ops": (*LEAVES, "_native", "reference"),
-    "sampled_loss": (*LEAVES, "_native", "reference", "ops"),
-    "curvature": (*LEAVES, "_native", "reference", "ops"),
-    "optim": (*LEAVES, "_native", "reference", "ops", "sampled_loss", "curvature"),
+    "sampled_loss": OPERATORS,
+    "curvature": OPERATORS,
+    "sharding": LEAVES,
+    "summary": (*LEAVES, "sharding"),
+    "replicas": (*LEAVES, "sharding", "sampled_loss"),
+    "masks": (*OPERATORS, "sharding"),
+    "steps": (*OPERATORS, "sharding", "summary", "curvature"),
+    "optim": (*OPERATORS, "sharding", "summary", "curvature", "sampled_loss", "replicas", "masks", "steps"),
 }
 
 

@@ -1,4 +1,4 @@
-"""refresh_mask(): the mask of the README's loop in one call, anywhere between two steps, with nothing left behind."""
+"""refresh_mask() makes the pass of the README's loop in one call, anywhere between two steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("curvature", ["fisher", "hutchinson"])
-def test_it_is_the_loop_of_the_readme(curvature):
-    """Same masks at the same steps, same parameters; the training gradients under way stay what they are."""
+def test_one_call_gives_the_masks_and_steps_of_the_readme_loop(curvature):
+    """The same masks at the same steps and the same parameters, while gradients are being accumulated."""
     a, b = small_model(), small_model()
     arguments = {"lr": 1e-2, "mask_interval": 3, "warmup_steps": 1, "curvature": curvature, "curvature_beta": 0.5}
     ours, theirs = torch_ire.AdmIRE(a.parameters(), **arguments), torch_ire.AdmIRE(b.parameters(), **arguments)
@@ -52,8 +52,8 @@ def test_it_is_the_loop_of_the_readme(curvature):
         assert torch.equal(state_a[i]["hessian_diag"], state_b[i]["hessian_diag"])
 
 
-def test_nothing_is_left_behind():
-    """Gradients (also of parameters that another optimizer has), BatchNorm, random numbers, the mode, autograd's."""
+def test_gradients_statistics_random_numbers_and_mode_are_left_as_found():
+    """Also gradients of parameters of another optimizer, and autograd's own mode."""
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 5))
     opt = torch_ire.AdmIRE(model[0].parameters(), lr=1e-2)
     x, y = batch(0)
@@ -89,8 +89,8 @@ def test_curvatures_that_step_refreshes_need_no_pass(curvature):
     assert not torch_ire.refresh_mask(opt, None, None)
 
 
-def test_ignored_positions_and_the_dimension_of_the_classes():
-    """What is left out of the loss is left out of the mask's; the classes may be last or second."""
+def test_ignored_positions_are_left_out_wherever_the_classes_are():
+    """The positions that the loss leaves out, with the classes in the last dimension or in dimension 1."""
     torch.manual_seed(0)
     logits = torch.randn(4, 6, 5)
     targets = torch.randint(5, (4, 6)).masked_fill(torch.rand(4, 6) < 0.4, -100)
@@ -112,13 +112,184 @@ def test_ignored_positions_and_the_dimension_of_the_classes():
     assert equal(masks(opt), masks(plain))
 
 
-def test_targets_that_fit_no_dimension_or_two():
+@pytest.mark.parametrize("curvature", ["second_moment", "random"])
+def test_masks_that_need_no_gradients_are_refreshed_without_a_pass(curvature):
+    """Of a capturable optimizer: its loop refreshes them, from moments or random numbers."""
+    model = small_model()
+    opt = torch_ire.AdmIRE(model.parameters(), curvature=curvature, capturable=True, mask_interval=1)
+    loss_of(model, 0).backward()
+    opt.step()
+    assert torch_ire.refresh_mask(opt, None, None)
+    assert not opt.mask_due()
+    assert opt.ire_summary()["flat_share"] == pytest.approx(0.8, abs=0.1)  # random masks have that share on average
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def images(**shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels with 3 channels and a class for each, some of them left out."""
+    generator = torch.Generator().manual_seed(0)
+    n, h, w = shape.get("n", 2), shape.get("h", 4), shape.get("w", 6)
+    targets = torch.randint(5, (n, h, w), generator=generator)
+    targets[torch.rand(n, h, w, generator=generator) < 0.3] = -100
+    return torch.randn(n, 3, h, w, generator=generator), targets
+
+
+def segmenter() -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 5, 1)
+
+
+def masks_of_images(targets: torch.Tensor | None, x: torch.Tensor) -> list[torch.Tensor]:
+    """The masks of a segmenter by the plain calls, with the classes in dimension 1."""
+    model = segmenter()
+    opt = torch_ire.AdmIRE(model.parameters(), gamma=0.5)
+    labels = torch_ire.LabelGenerator(seed=3)
+    torch_ire.sampled_cross_entropy(model(x), targets, class_dim=1, generator=labels).backward()
+    opt.update_mask()
+    return masks(opt)
+
+
+@pytest.mark.parametrize("how", ["batch", "forward", "dictionary"])
+def test_targets_show_that_the_classes_of_images_are_in_dimension_1(how):
+    x, targets = images()
+    model = segmenter()
+    opt = torch_ire.AdmIRE(model.parameters(), gamma=0.5)
+    options = {"generator": torch_ire.LabelGenerator(seed=3)}
+    given = (x, targets)
+    if how == "forward":
+        options["forward"] = lambda model, batch: (model(batch[0]), batch[1])
+    elif how == "dictionary":
+        model.forward = lambda pixels, labels, plain=model.forward: plain(pixels)
+        given = {"pixels": x, "labels": targets}
+    torch_ire.refresh_mask(opt, model, given, **options)
+    assert equal(masks(opt), masks_of_images(targets, x))
+
+
+def test_logits_of_images_without_targets_need_class_dim():
+    x, _ = images()
+    model = segmenter()
+    before = [p.clone() for p in model.parameters()]
+    opt = torch_ire.AdmIRE(model.parameters(), gamma=0.5)
+    for given in (x, (x,), (x, "names"), (x, torch.rand(2, 5, 4, 6)), {"input": x}):
+        with pytest.raises(ValueError, match=r"logits \(2, 5, 4, 6\).*the classes may be in any dimension.*class_dim="):
+            torch_ire.refresh_mask(opt, model, given)
+    with pytest.raises(ValueError, match="class_dim="):
+        torch_ire.refresh_mask(opt, model, x, forward=lambda model, batch: model(batch))
+    assert opt.mask_due()
+    assert not opt.state
+    assert equal([p.detach() for p in model.parameters()], before)
+    torch_ire.refresh_mask(opt, model, x, class_dim=1, generator=torch_ire.LabelGenerator(seed=3))
+    assert equal(masks(opt), masks_of_images(None, x))
+
+
+@pytest.mark.parametrize("class_dim", [1, -3])
+def test_class_dim_decides_if_the_targets_fit_two_dimensions(class_dim):
+    """As many classes as columns: the targets fit both."""
+    x, targets = images(h=5, w=5)
+    model = segmenter()
+    opt = torch_ire.AdmIRE(model.parameters(), gamma=0.5)
+    with pytest.raises(
+        ValueError, match=r"logits \(2, 5, 5, 5\) and targets \(2, 5, 5\).*dimension 1 or the last.*class_"
+    ):
+        torch_ire.refresh_mask(opt, model, (x, targets))
+    torch_ire.refresh_mask(opt, model, (x, targets), class_dim=class_dim, generator=torch_ire.LabelGenerator(seed=3))
+    assert equal(masks(opt), masks_of_images(targets, x))
+
+
+def test_targets_that_do_not_fit_the_logits_are_refused():
     opt = torch_ire.AdmIRE([nn.Parameter(torch.ones(5))])
     model = nn.Identity()
-    with pytest.raises(ValueError, match=r"targets of shape \(4,\) don't fit logits of shape \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"targets of shape \(4,\) do not fit logits of shape \(3, 5\)"):
         torch_ire.refresh_mask(opt, model, (torch.zeros(3, 5), torch.zeros(4, dtype=torch.int64)))
-    with pytest.raises(ValueError, match="may be in the second or in the last dimension"):
-        torch_ire.refresh_mask(opt, model, (torch.zeros(3, 5, 5), torch.zeros(3, 5, dtype=torch.int64)))
+    with pytest.raises(
+        ValueError, match=r"targets of shape \(3, 6\) do not fit logits of shape \(3, 5, 6\).*class_dim=-1"
+    ):
+        torch_ire.refresh_mask(opt, model, (torch.zeros(3, 5, 6), torch.zeros(3, 6, dtype=torch.int64)), class_dim=-1)
+    with pytest.raises(ValueError, match=r"class_dim=4: logits of shape \(3, 5\) have no such dimension"):
+        torch_ire.refresh_mask(opt, model, torch.zeros(3, 5), class_dim=4)
+
+
+def test_tokens_of_transformers_have_their_classes_last():
+    """A sequence as long as there are classes fits both dimensions; the heads of transformers leave no doubt."""
+    model = Head("ForMaskedLM")
+    tokens = torch.arange(14).view(2, 7) % 7
+    found = predict(model, {"input_ids": tokens, "labels": tokens}, with_loss=False, ignore_index=-100)
+    assert found.targets.tolist() == tokens.tolist()
+    assert torch.equal(found.logits, model(tokens)["logits"])
+    without = predict(model, {"input_ids": tokens}, with_loss=False, ignore_index=-100)
+    assert torch.equal(without.logits, model(tokens)["logits"])
+
+
+def test_hutchinson_finds_the_classes_of_images():
+    x, targets = images()
+    model, twin = segmenter(), segmenter()
+    opt = torch_ire.AdmIRE(model.parameters(), curvature="hutchinson")
+    torch_ire.refresh_mask(opt, model, (x, targets))
+    other = torch_ire.AdmIRE(twin.parameters(), curvature="hutchinson")
+    other.update_mask(F.cross_entropy(twin(x), targets))
+    assert equal(masks(opt), masks(other))
+
+
+def test_labels_are_drawn_by_the_generator_of_the_optimizer():
+    """Neither the labels of other optimizers nor those of calls without a generator move."""
+    model = small_model()
+    opt = torch_ire.AdmIRE(model.parameters(), gamma=0.5)
+    opt.label_generator.manual_seed(3)
+    before = repr(torch_ire.default_label_generator)
+    torch_ire.refresh_mask(opt, model, batch(0))
+    assert opt.label_generator.state_dict() == {"seed": 3, "offset": 1}
+    assert repr(torch_ire.default_label_generator) == before
+    twin = small_model()
+    other = torch_ire.AdmIRE(twin.parameters(), gamma=0.5)
+    torch_ire.refresh_mask(other, twin, batch(0), generator=torch_ire.LabelGenerator(seed=3))
+    assert equal(masks(opt), masks(other))
+
+
+def test_steps_in_the_backward_pass_are_paused_for_the_masks():
+    """refresh_mask() is the recipe of StepInBackward in one call, and moves no parameter."""
+    models = [small_model(), small_model()]
+    ours, theirs = (
+        torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params, lr=0.02, mask_interval=3))
+        for model in models
+    )
+    assert torch_ire.ire_of(ours) is torch_ire.ire_of(types.SimpleNamespace(optimizer=ours)) is ours
+    labels = [torch_ire.LabelGenerator(seed=7) for _ in range(2)]
+    refreshed = []
+    for step in range(8):
+        before = values(models[0])
+        if torch_ire.refresh_mask(ours, models[0], batch(step), generator=labels[0]):
+            refreshed.append(step)
+        assert equal(before, values(models[0]))
+        if theirs.mask_due():
+            with theirs.paused():
+                torch_ire.sampled_cross_entropy(models[1](batch(step)[0]), generator=labels[1]).backward()
+            theirs.update_mask()
+        for model in models:
+            loss_of(model, step).backward()
+        assert equal(*map(values, models))
+        assert not equal(before, values(models[0]))
+    assert refreshed == [0, 3, 6]
+    assert equal(masks(ours.optimizer), masks(theirs.optimizer))
+
+
+def test_the_loss_scale_of_a_wrapper_is_used():
+    """Accelerate's optimizer holds the GradScaler; under float16 a pass without the scale would vanish."""
+    model = small_model()
+    opt = torch_ire.AdmIRE(model.parameters(), curvature_beta=0.5)
+    wrapper = types.SimpleNamespace(optimizer=opt, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    norms = []
+    model[0].weight.register_hook(lambda grad: norms.append(float(grad.norm())))
+    averages = []
+    for given, options in ((opt, {}), (wrapper, {}), (wrapper, {"grad_scale": 8.0})):
+        opt.load_state_dict(torch_ire.AdmIRE(model.parameters(), curvature_beta=0.5).state_dict())
+        opt.state.clear()
+        torch_ire.refresh_mask(given, model, batch(0), generator=torch_ire.LabelGenerator(seed=5), **options)
+        averages.append([entry["hessian_diag"] for entry in opt.state_dict()["state"].values()])
+    assert norms[1] == pytest.approx(1024.0 * norms[0])
+    assert norms[2] == pytest.approx(8.0 * norms[0])
+    for plain, found, given in zip(*averages, strict=True):
+        torch.testing.assert_close(found, plain)
+        torch.testing.assert_close(given, plain)
 
 
 class Head(nn.Module):
@@ -147,7 +318,7 @@ LABELS = torch.tensor([[-100, 2, 3, 4], [5, 6, -100, -100]])
         ("ForConditionalGeneration", {"is_encoder_decoder": True}, LABELS.tolist()),
     ],
 )
-def test_labels_are_where_the_loss_of_the_head_has_them(loss_type, config, expected):
+def test_labels_are_shifted_as_in_the_loss_of_the_head(loss_type, config, expected):
     model = Head(loss_type, **config)
     batch = {"input_ids": TOKENS, "labels": LABELS, "num_items_in_batch": 5}
     found = predict(model, batch, with_loss=False, ignore_index=-100)
@@ -156,7 +327,7 @@ def test_labels_are_where_the_loss_of_the_head_has_them(loss_type, config, expec
     assert model.calls == [bool(config)]
 
 
-def test_without_labels_the_padding_is_known():
+def test_padding_is_left_out_if_the_batch_has_no_labels():
     found = predict(
         Head("ForCausalLM"),
         {"input_ids": TOKENS, "attention_mask": (TOKENS > 0).long()},
@@ -247,7 +418,7 @@ def test_hutchinson_needs_targets_and_takes_the_loss_of_the_model():
     assert equal(masks(opt), masks(other))
 
 
-def test_the_ire_behind_wrappers():
+def test_ire_of_finds_the_optimizer_in_wrappers():
     params = [nn.Parameter(torch.ones(3))]
     opt = torch_ire.AdmIRE(params)
     wrapper = types.SimpleNamespace(optimizer=types.SimpleNamespace(optimizer=opt))
@@ -260,7 +431,7 @@ def test_the_ire_behind_wrappers():
         torch_ire.ire_of(base)
 
 
-def test_several_optimizers_in_one_handle():
+def test_one_refresh_serves_all_optimizers_of_a_handle():
     model = small_model()
     halves = [torch.optim.NAdam(model[0].parameters()), torch.optim.RMSprop(model[2].parameters())]
     ire = torch_ire.IRE(halves)

@@ -1,4 +1,4 @@
-"""refresh_mask() on replicas of a model: one mask, whatever averages the training gradients."""
+"""refresh_mask() gives all replicas of a model the same mask, also where DDP does not average."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import torch_ire
@@ -71,8 +72,8 @@ def test_replicas_get_one_mask(ranks: Callable[[int], Ranks], when: int, wrapped
     assert float(flat) == pytest.approx(0.8, abs=0.01)
 
 
-def test_the_average_is_that_of_ddp(ranks: Callable[[int], Ranks]) -> None:
-    """The pass through DDP, where DDP synchronises, and refresh_mask: the same averages, with B over all replicas."""
+def test_estimates_equal_those_of_a_pass_through_ddp(ranks: Callable[[int], Ranks]) -> None:
+    """With B over all replicas."""
     arguments = {"curvature_beta": 0.5}
     ours = ranks(WORLD).run(run, {"when": 0, "arguments": arguments})
     theirs = ranks(WORLD).run(run, {"when": 1, "by_hand": True, "arguments": arguments})
@@ -106,3 +107,29 @@ def test_a_rank_without_gradients_takes_part(ranks: Callable[[int], Ranks]) -> N
     assert clean
     assert len(first) == 4  # of "shared" and "second"; nobody has an estimate for "unused"
     assert all(map(torch.equal, first, second))
+
+
+def sharded_and_accumulated(device: torch.device, with_masks: bool) -> list[torch.Tensor]:
+    """Two steps of FSDP2 whose first micro-batch is not synchronised; the masks are refreshed between the two."""
+    rank = torch.distributed.get_rank()
+    model = small_model().to(device)
+    fully_shard(model[0])
+    fully_shard(model)
+    opt = torch_ire.AdmIRE(model.parameters(), lr=1e-2, kappa=0.0, mask_interval=1)
+    for step in range(2):
+        for half in range(2):
+            x, y = (t.to(device) for t in batch(4 * step + 2 * rank + half))
+            model.set_requires_gradient_sync(half == 1)
+            if half == 1 and with_masks:
+                assert torch_ire.refresh_mask(opt, model, (x, y))
+            F.cross_entropy(model(x), y).backward()
+        opt.step()
+        opt.zero_grad()
+    return [p.detach().full_tensor().cpu() for p in model.parameters()]
+
+
+def test_unsynchronised_gradients_of_fsdp2_are_left_alone(ranks: Callable[[int], Ranks]) -> None:
+    without = ranks(WORLD).run(sharded_and_accumulated, False)
+    with_masks = ranks(WORLD).run(sharded_and_accumulated, True)
+    for ours, theirs in zip(with_masks, without, strict=True):
+        assert all(map(torch.equal, ours, theirs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import torch_ire
-from optimizer_cases import loss_of, small_model, train
+from optimizer_cases import batch, loss_of, small_model, train
 from torch_ire.curvature import HessianOperator, SharpnessTracker
 
 
@@ -21,7 +22,7 @@ def trained(**arguments) -> tuple[nn.Module, torch_ire.AdmIRE]:
     return model, optimizer
 
 
-def test_names_and_values():
+def test_scalars_have_stable_names_and_the_values_of_the_summary():
     model, optimizer = trained(gamma=0.6)
     numbers = torch_ire.scalars(optimizer)
     assert list(numbers) == [
@@ -43,7 +44,7 @@ def test_names_and_values():
     assert not any(name.startswith("ire/flat_share/") for name in torch_ire.scalars(optimizer, by_layer=False))
 
 
-def test_groups_that_differ_have_names_of_their_own():
+def test_groups_that_differ_are_reported_separately():
     model = small_model()
     first, *rest = model.parameters()
     optimizer = torch_ire.SGDIRE([{"params": [first], "kappa": 5.0}, {"params": rest}], lr=0.1, ranking="group")
@@ -57,7 +58,7 @@ def test_groups_that_differ_have_names_of_their_own():
     assert "ire/displacement_share" not in numbers  # SGD without momentum and gradients has no direction
 
 
-def test_before_the_first_mask_and_without_threshold():
+def test_unknown_or_infinite_numbers_are_left_out():
     optimizer = torch_ire.AdmIRE([nn.Parameter(torch.ones(3))], warmup_steps=5)
     assert torch_ire.scalars(optimizer) == {
         "ire/flat_share": 0.0,
@@ -68,7 +69,7 @@ def test_before_the_first_mask_and_without_threshold():
     assert "ire/threshold" not in torch_ire.scalars(optimizer)
 
 
-def test_a_handle_over_several_optimizers():
+def test_a_handle_reports_all_of_its_optimizers():
     model = small_model()
     (a, b), (c, d) = list(model[0].named_parameters("0")), list(model[2].named_parameters("2"))
     optimizers = [torch.optim.SGD([a, b], lr=0.1), torch.optim.Adam([c, d])]
@@ -92,6 +93,29 @@ def test_sharpness_comes_from_the_tracker():
     assert torch_ire.scalars(optimizer, tracker=tracker)["ire/sharpness"] == record.lambda_max
 
 
+def test_everything_that_refreshes_masks_is_accepted():
+    """A trainer's wrapper, and an optimizer that IRE is attached to, as refresh_mask() takes them."""
+    _, optimizer = trained()
+    wrapper = types.SimpleNamespace(optimizer=types.SimpleNamespace(optimizer=optimizer))
+    assert torch_ire.scalars(wrapper) == torch_ire.scalars(optimizer)
+    model = small_model()
+    in_backward = torch_ire.StepInBackward(model.named_parameters(), lambda named: torch_ire.AdmIRE(named, gamma=0.6))
+    torch_ire.refresh_mask(in_backward, model, batch(0))
+    loss_of(model, 0).backward()
+    assert torch_ire.scalars(in_backward)["ire/flat_share/2"] == pytest.approx(0.6, abs=0.4)
+    assert torch_ire.scalars(in_backward) == torch_ire.scalars(in_backward.optimizer)
+    model = small_model()
+    base = torch.optim.NAdam(model.named_parameters())
+    handle = torch_ire.IRE(base, curvature="random")
+    train(model, base, range(2))
+    got = []
+    numbers = torch_ire.log_summary(base, lambda *what: got.append(what), 7)
+    assert numbers == torch_ire.scalars(handle)
+    assert got == [(numbers, 7)]
+    with pytest.raises(TypeError, match="expected AdmIRE, SGDIRE, SAMIRE, an optimizer that IRE"):
+        torch_ire.scalars(torch.optim.NAdam(model.parameters()))
+
+
 class LightningLogger:
     def log_metrics(self, metrics, step=None) -> None:
         self.got = (metrics, step)
@@ -102,7 +126,7 @@ class Run:
         self.got = (data, step)
 
 
-def test_loggers():
+def test_log_summary_sends_the_dictionary_to_each_kind_of_logger():
     _, optimizer = trained()
     numbers = torch_ire.scalars(optimizer)
     for logger in (LightningLogger(), Run()):

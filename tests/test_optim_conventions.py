@@ -271,7 +271,7 @@ def test_a_bad_refresh_is_refused_in_words():
     with pytest.raises(RuntimeError, match="does not depend on the parameters to second order"):
         optimizer.update_mask(sum(p.sum() for p in model.parameters()))
     optimizer = torch_ire.AdmIRE(model.parameters(), curvature="second_moment")
-    with pytest.raises(RuntimeError, match=r"curvature='second_moment' is refreshed by step\(\) itself"):
+    with pytest.raises(RuntimeError, match=r"step\(\) refreshes curvature='second_moment' itself"):
         optimizer.update_mask()
     a, *rest = model.parameters()
     optimizer = torch_ire.AdmIRE([{"params": [a]}, {"params": rest, "curvature": "hutchinson"}])
@@ -336,7 +336,7 @@ BAD_ARGUMENTS = [
     ({"mask_interval": 2.5}, "Invalid mask_interval value: 2.5"),
     ({"seed": 0.5}, "Invalid seed value: 0.5"),
     ({"curvature_beta": 1.0}, "Invalid curvature_beta value: 1.0"),
-    ({"curvature": "random", "curvature_beta": 0.5}, "curvature_beta is for gradients drawn at a refresh"),
+    ({"curvature": "random", "curvature_beta": 0.5}, "curvature_beta averages gradients drawn at a refresh"),
     ({"curvature": "hessian"}, "Invalid curvature value: 'hessian'"),
     ({"ranking": "layer"}, "Invalid ranking value: 'layer'"),
     ({"rounding": "up"}, "Invalid rounding value: 'up'"),

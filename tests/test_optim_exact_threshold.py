@@ -14,8 +14,8 @@ from torch import Tensor
 
 from selection_data import SCORES, assert_same_number, score_of, tensor_lists
 from torch_ire import ops, reference
-from torch_ire.optim.exact_threshold import exact_threshold, needs_float64
-from torch_ire.optim.flat_masks import Ranked, refresh_masks
+from torch_ire.masks.exact_threshold import exact_threshold, needs_float64
+from torch_ire.masks.ranking import Ranked, refresh_masks
 from torch_ire.packed_mask import empty_mask, unpack
 
 pytestmark = pytest.mark.usefixtures("host_implementation")

@@ -52,7 +52,7 @@ def step(name, model, optimizer, t):
 
 
 def flat(handle, p):
-    return unpack(handle._state_of(p)["flat_mask"], p)
+    return unpack(handle._targets().known_state(p)["flat_mask"], p)
 
 
 @pytest.mark.parametrize("curvature", ["random", "fisher"])
@@ -130,7 +130,7 @@ def test_a_checkpoint_from_before_the_attachment_loads():
     state = copy.deepcopy(optimizer.state_dict())
     handle = torch_ire.IRE(optimizer, kappa=7.0)
     optimizer.load_state_dict(state)
-    assert optimizer.param_groups[0]["kappa"] == 7.0
+    assert optimizer.param_groups[0]["ire_kappa"] == 7.0
     assert optimizer.param_groups[0]["ire_step"] == 3
     train(model, optimizer, range(3, 20), handle=handle)
     with pytest.raises(ValueError, match="different number of parameter groups"):
@@ -173,21 +173,21 @@ def test_detach_leaves_no_trace():
     torch_ire.IRE(optimizer)
 
 
-def test_detach_leaves_the_arguments_that_were_there_before():
-    """A group that carried its own kappa into the attachment carries it out again, copied or loaded in between."""
+def test_detach_leaves_the_arguments_of_the_optimizer():
+    """An optimizer may have a kappa and a gamma of its own; those of IRE come and go beside them."""
     a, b, c = (torch.nn.Parameter(torch.ones(4)) for _ in range(3))
     optimizer = torch.optim.SGD([{"params": [a], "kappa": 9.0, "ranking": "group"}, {"params": [b]}], lr=0.1)
     handle = torch_ire.IRE(optimizer, kappa=1.0, curvature="random")
     optimizer.add_param_group({"params": [c], "gamma": 0.25})
     optimizer.load_state_dict(optimizer.state_dict())
-    optimizer.param_groups[0]["kappa"] = 5.0
+    assert handle.ire_summary()["kappa_eff"] == [1.0, 1.0, 1.0]
     twin = copy.deepcopy(handle)
     for one in (handle, twin):
         groups = one.optimizers[0].param_groups
         one.mask_due()
         one.detach()
-        kept = [{k: v for k, v in g.items() if k in ("kappa", "gamma", "ranking", "ire_step")} for g in groups]
-        assert kept == [{"kappa": 9.0, "ranking": "group"}, {}, {"gamma": 0.25}]
+        ours = [{k: v for k, v in g.items() if k in ("kappa", "gamma", "ranking") or "ire" in k} for g in groups]
+        assert ours == [{"kappa": 9.0, "ranking": "group"}, {}, {"gamma": 0.25}]
 
 
 def test_decay_at_its_base_rate():
@@ -234,13 +234,13 @@ def test_an_optimizer_without_decay_may_leave_it_at_its_base_rate():
 
 def test_group_arguments_and_groups_added_later():
     a, b, c = (torch.nn.Parameter(torch.ones(4)) for _ in range(3))
-    optimizer = torch.optim.SGD([{"params": [a], "kappa": 9.0}, {"params": [b]}], lr=0.1)
+    optimizer = torch.optim.SGD([{"params": [a], "ire_kappa": 9.0}, {"params": [b]}], lr=0.1)
     torch_ire.IRE(optimizer, kappa=1.0, gamma=1.0, curvature="random")
     optimizer.add_param_group({"params": [c]})
     for p in (a, b, c):
         p.grad = torch.ones(4)
     optimizer.step()
-    assert [g["kappa"] for g in optimizer.param_groups] == [9.0, 1.0, 1.0]
+    assert [g["ire_kappa"] for g in optimizer.param_groups] == [9.0, 1.0, 1.0]
     assert [float(p.detach()[0]) for p in (a, b, c)] == pytest.approx([0.0, 0.8, 0.8], abs=1e-6)
 
 
@@ -258,10 +258,10 @@ def test_groups_added_later_belong_to_the_handle_at_once():
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(4))]})
     optimizer.load_state_dict(optimizer.state_dict())
     assert flat(handle, a).all()
-    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(4))], "gamma": 2.0})
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(4))], "ire_gamma": 2.0})
     with pytest.raises(ValueError, match=r"Invalid gamma value: 2\.0"):
         optimizer.step()
-    assert "kappa" not in optimizer.param_groups[-1]
+    assert "ire_kappa" not in optimizer.param_groups[-1]
 
 
 def test_a_summary_shows_the_last_step_of_every_optimizer():

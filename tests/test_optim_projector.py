@@ -77,9 +77,9 @@ def test_around_another_optimizer():
     assert not handle.mask_due()
     assert handle.ire_summary()["flat_share_by_parameter"] == {}
     state = copy.deepcopy(optimizer.state_dict())
-    assert state["param_groups"][0]["curvature"] == "projector"
+    assert state["param_groups"][0]["ire_curvature"] == "projector"
     optimizer.load_state_dict(state)
-    assert optimizer.param_groups[0]["curvature"] is projector
+    assert optimizer.param_groups[0]["ire_curvature"] is projector
 
 
 def test_state_dicts_name_a_projector_and_keep_the_one_at_hand():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import torch
 import torch_ire
 from layout import ROOT
 from optimizer_cases import CASES, IDS, small_model, train, values
+from processes import Program
 
 # Trains 24 steps, saves every fifth, starts from the last checkpoint where there is one; argv: folder, milliseconds
-# that a step takes. Labels come from the default generator.
+# that a step takes. Labels come from the optimizer's own generator.
 TRAINING = """
 import os, sys, time
 from pathlib import Path
@@ -51,34 +52,26 @@ for step in range(start, 24):
     print(start, step, flush=True)
     time.sleep(pause)
 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-            "labels": torch_ire.default_label_generator.state_dict()}, folder / "finished.pt")
+            "labels": optimizer.label_generator.state_dict()}, folder / "finished.pt")
 """
 
 
-def start_training(folder: Path, pause: int) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TRAINING, str(folder), str(pause)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+def start_training(folder: Path, pause: int) -> Program:
+    env = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]), "OMP_NUM_THREADS": "1"}
+    return Program([sys.executable, "-c", TRAINING, str(folder), str(pause)], env=env)
 
 
 def test_kill_9_loses_the_steps_since_the_last_checkpoint_alone(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    whole = start_training(tmp_path / "whole", 0)
-    killed = start_training(tmp_path / "killed", 50)
-    assert killed.stdout is not None
-    for line in killed.stdout:
-        if line.split() == ["0", "12"]:  # between the checkpoints after 10 and after 15 steps, and between two masks
-            break
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait(60) == -signal.SIGKILL
-    killed.stdout.close()
-    assert not (tmp_path / "killed" / "finished.pt").exists()
-    resumed = start_training(tmp_path / "killed", 0)
-    lines = resumed.communicate(timeout=120)[0].splitlines()
-    assert lines[0].split() == ["10", "10"]
-    assert whole.communicate(timeout=120)[0].splitlines()[-1].split() == ["0", "23"]
-    assert (whole.returncode, resumed.returncode) == (0, 0)
+    with start_training(tmp_path / "whole", 0) as whole, start_training(tmp_path / "killed", 50) as killed:
+        killed.wait_for("0 12\n", 120.0)  # between the checkpoints after 10 and after 15 steps, and between two masks
+        killed.kill()
+        assert killed.status() == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "finished.pt").exists()
+        with start_training(tmp_path / "killed", 0) as resumed:
+            assert resumed.finish(120.0).splitlines()[0].split() == ["10", "10"]
+        assert whole.finish(120.0).splitlines()[-1].split() == ["0", "23"]
     ours, theirs = (torch.load(tmp_path / name / "finished.pt", weights_only=True) for name in ("killed", "whole"))
     assert ours["labels"] == theirs["labels"] == {"seed": 8, "offset": 8}
     assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
@@ -102,8 +95,8 @@ def test_tensors_and_numbers_alone(case, tmp_path):
         assert value.layout == torch.strided
         assert value.is_contiguous()
         assert not value.requires_grad
-    addresses = [value.untyped_storage().data_ptr() for value in tensors.values()]
-    assert len(set(addresses)) == len(addresses)  # nothing is shared
+    stretches = sorted((value.data_ptr(), value.data_ptr() + value.nbytes) for value in tensors.values())
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(stretches))  # nothing is shared
     groups = json.dumps(state_dict["param_groups"])
 
     try:

@@ -174,7 +174,7 @@ def test_an_exception_in_the_perturbed_pass_restores():
         raise KeyError
 
     def closure():
-        if opt._perturbed:
+        if opt.is_perturbed:
             raise KeyError
         loss = loss_of(model, 0)
         loss.backward()
@@ -193,7 +193,7 @@ def test_a_step_that_is_refused_restores():
     opt = torch_ire.SAMIRE(table.parameters(), rho=1.0)
 
     def closure():
-        table.sparse = bool(opt._perturbed)
+        table.sparse = bool(opt.is_perturbed)
         loss = table(torch.tensor([1])).sum()
         loss.backward()
         return loss
@@ -201,7 +201,7 @@ def test_a_step_that_is_refused_restores():
     with pytest.raises(RuntimeError, match="SAMIRE does not support sparse gradients"):
         opt.step(closure)
     assert torch.equal(table.weight.detach(), before)
-    assert not opt._perturbed
+    assert not opt.is_perturbed
 
 
 def test_groups_may_have_bases_of_their_own():
@@ -232,7 +232,7 @@ def test_gradient_accumulation_is_one_large_batch():
             (sum(loss_of(whole, s) for s in micro) / 2).backward()
             for s in micro:
                 (loss_of(parts, s) / 2).backward()
-            if not a._perturbed:
+            if not a.is_perturbed:
                 a.first_step(zero_grad=True)
                 b.first_step(zero_grad=True)
         a.second_step(zero_grad=True)

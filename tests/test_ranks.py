@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from processes import Countdown, Program, is_alive
 from ranks import Ranks, RanksFailedError
 
 
@@ -29,6 +33,11 @@ def hang_on_the_first(device: torch.device) -> None:
         wait_for_ever()
 
 
+def tell_and_hang(device: torch.device) -> None:
+    print("rank", os.getpid(), flush=True)
+    wait_for_ever()
+
+
 def wait_for_ever() -> None:
     time.sleep(3600)
 
@@ -44,6 +53,21 @@ def test_processes_serve_many_calls(ranks) -> None:
     pids = {pid for _, pid, _ in first}
     assert {pid for _, pid, _ in second} == pids
     assert len(pids - {os.getpid()}) == 2
+
+
+def test_ranks_end_with_the_process_that_started_them() -> None:
+    """Killed without a chance to clean up, as by a time limit around the suite."""
+    tests = str(Path(__file__).parent)
+    source = "import ranks, test_ranks\nif __name__ == '__main__': ranks.Ranks(1).run(test_ranks.tell_and_hang)"
+    env = {"PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    with Program([sys.executable, "-c", source], env=env) as program:
+        program.wait_for("rank ", 120.0)
+        pid = int(program.read().split()[1])
+        os.kill(program.pid, signal.SIGKILL)
+        deadline = Countdown(30.0)
+        while is_alive(pid) and deadline.left() > 0:
+            time.sleep(0.05)
+        assert not is_alive(pid)
 
 
 def test_a_failure_names_every_rank_and_the_pool_recovers() -> None:

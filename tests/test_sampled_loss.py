@@ -1,11 +1,10 @@
-"""sampled_cross_entropy against torch's cross-entropy at the labels it drew, and the estimator that it exists for."""
+"""sampled_cross_entropy equals torch's cross-entropy at the drawn labels, and its gradients estimate the curvature."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
+import threading
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import torch_ire
+from processes import run_python
 from tolerances import DTYPES
 from torch_ire import ops
 from torch_ire.counter_rng import as_int64, mix64
@@ -65,7 +65,7 @@ def test_equals_cross_entropy_at_the_drawn_labels(dtype: torch.dtype, shape: tup
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_classes_in_the_second_dimension(dtype: torch.dtype) -> None:
+def test_class_dim_selects_the_dimension_of_the_classes(dtype: torch.dtype) -> None:
     logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
     targets = torch.zeros(3, 6, 7, dtype=torch.int64)
     targets[0] = -100
@@ -73,13 +73,13 @@ def test_classes_in_the_second_dimension(dtype: torch.dtype) -> None:
     check_against_torch(logits, targets, class_dim=1)
 
 
-def test_backward_in_many_chunks() -> None:
+def test_chunked_backward_equals_cross_entropy() -> None:
     logits = torch.randn(2, 50, 9000, generator=torch.Generator().manual_seed(2))
     check_against_torch(logits, None)
     check_against_torch(logits.transpose(0, 1), None)
 
 
-def test_another_ignore_index() -> None:
+def test_positions_with_the_ignore_index_are_left_out() -> None:
     logits = torch.randn(5, 4)
     targets = torch.tensor([0, 7, 1, 7, 2])
     loss = sampled_cross_entropy(logits, targets, ignore_index=7, generator=LabelGenerator(1))
@@ -89,7 +89,7 @@ def test_another_ignore_index() -> None:
 
 
 @pytest.mark.parametrize("logits", [torch.randn(4, 3), torch.zeros(0, 3), torch.full((2, 3), torch.nan)])
-def test_nothing_left_is_a_loss_of_zero(logits: Tensor) -> None:
+def test_loss_and_gradients_are_zero_if_every_position_is_ignored(logits: Tensor) -> None:
     x = logits.clone().requires_grad_()
     loss = sampled_cross_entropy(x, torch.full(x.shape[:-1], -100), generator=LabelGenerator(0))
     loss.backward()
@@ -98,12 +98,12 @@ def test_nothing_left_is_a_loss_of_zero(logits: Tensor) -> None:
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-def test_no_rows_without_targets() -> None:
+def test_the_loss_of_no_rows_is_zero() -> None:
     assert sampled_cross_entropy(torch.zeros(0, 3), generator=LabelGenerator(0)).item() == 0.0
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_non_finite_rows_show_unless_ignored(value: float) -> None:
+def test_a_non_finite_row_makes_the_loss_non_finite_unless_ignored(value: float) -> None:
     x = torch.randn(3, 4)
     x[1, 2] = value
     assert not sampled_cross_entropy(x, generator=LabelGenerator(0)).isfinite()
@@ -116,12 +116,12 @@ def test_non_finite_rows_show_unless_ignored(value: float) -> None:
     assert y.grad.isfinite().all()
 
 
-def test_row_of_minus_infinity_is_not_finite() -> None:
+def test_a_row_of_minus_infinity_makes_the_loss_non_finite() -> None:
     assert not sampled_cross_entropy(torch.full((1, 3), -torch.inf), generator=LabelGenerator(0)).isfinite()
 
 
-def test_unbiased_diagonal() -> None:
-    """PAPER section 3: B g^2 has the diagonal of the Gauss-Newton matrix as its mean; fixed labels do not."""
+def test_squared_gradients_average_to_the_gauss_newton_diagonal() -> None:
+    """The mean of B g^2 is the diagonal of the Gauss-Newton matrix; with fixed labels it is not."""
     torch.manual_seed(0)
     batch, features, classes, draws = 32, 6, 5, 4000
     inputs = torch.randn(batch, features)
@@ -145,7 +145,7 @@ def test_resume_draws_the_same_labels() -> None:
     for _ in range(3):
         sampled_cross_entropy(x, generator=generator)
     state = generator.state_dict()
-    assert state == {"seed": torch.initial_seed(), "offset": 3}
+    assert state == {"seed": torch_ire.default_label_generator.state_dict()["seed"], "offset": 3}
     expected = [sampled_cross_entropy(x, generator=generator) for _ in range(3)]
     for resumed in (LabelGenerator(), LabelGenerator(99)):
         resumed.load_state_dict(pickle.loads(pickle.dumps(state)))
@@ -154,6 +154,80 @@ def test_resume_draws_the_same_labels() -> None:
     assert twin.draw() == generator.draw()
     assert generator.manual_seed(4).state_dict() == {"seed": 4, "offset": 0}
     assert repr(generator) == "LabelGenerator(seed=4, offset=0)"
+
+
+def test_a_lent_generator_serves_calls_without_one_until_it_is_taken_back() -> None:
+    """An optimizer lends its generator while its mask is due; other threads and explicit generators are not served."""
+    x = torch.randn(20, 50)
+    ours, theirs, default = LabelGenerator(1), LabelGenerator(2), torch_ire.default_label_generator
+    before = repr(default)
+    ours.lend()
+    sampled_cross_entropy(x)
+    sampled_cross_entropy(x, generator=theirs)
+    assert (ours.state_dict()["offset"], theirs.state_dict()["offset"], repr(default)) == (1, 1, before)
+    theirs.take_back()  # was not lent
+    theirs.lend()  # the one lent last serves
+    ours.take_back()
+    sampled_cross_entropy(x)
+    assert (ours.state_dict()["offset"], theirs.state_dict()["offset"], repr(default)) == (1, 2, before)
+    thread = threading.Thread(target=sampled_cross_entropy, args=(x,))
+    thread.start()
+    thread.join()
+    theirs.take_back()
+    assert (ours.state_dict()["offset"], theirs.state_dict()["offset"]) == (1, 2)
+    assert default.state_dict()["offset"] == int(before.partition("offset=")[2][:-1]) + 1
+
+
+def test_a_lent_generator_that_is_gone_serves_nobody() -> None:
+    LabelGenerator(1).lend()
+    offset = torch_ire.default_label_generator.state_dict()["offset"]
+    sampled_cross_entropy(torch.randn(4, 5))
+    assert torch_ire.default_label_generator.state_dict()["offset"] == offset + 1
+
+
+def test_an_invalid_position_is_refused_and_changes_nothing() -> None:
+    generator = LabelGenerator(seed=3)
+    for state in ({"seed": 1, "offset": -1}, {"seed": 1, "offset": "many"}, {"seed": None, "offset": 1}):
+        with pytest.raises(ValueError, match=r"expected seed and offset as integers, offset at least 0, got"):
+            generator.load_state_dict(state)  # type: ignore[arg-type]
+    assert generator.state_dict() == {"seed": 3, "offset": 0}
+
+
+def test_the_rank_of_the_default_generator_holds_for_all_that_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data parallel rank is a property of the process: one line sets it for every optimizer's labels."""
+    as_rank_5 = LabelGenerator(3, rank=5).draw()
+    monkeypatch.setattr(torch_ire.default_label_generator, "rank", 5)
+    assert LabelGenerator(3).draw() == as_rank_5
+    assert LabelGenerator(3, rank=0).draw() != as_rank_5
+
+
+def test_the_seed_is_that_of_the_default_generator_whose_own_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_ire.default_label_generator, "_seed", None)
+    assert LabelGenerator().state_dict()["seed"] == torch.initial_seed()
+    monkeypatch.setattr(torch_ire.default_label_generator, "_seed", 12)
+    assert LabelGenerator().state_dict()["seed"] == 12
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_label_and_no_loss(default: torch.dtype) -> None:
+    logits = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(40, dtype=torch.int64).masked_fill(torch.arange(40) % 3 == 0, -100)
+
+    def loss_and_gradient() -> tuple[Tensor, Tensor]:
+        x = logits.clone().requires_grad_()
+        loss = sampled_cross_entropy(x, targets, generator=LabelGenerator(3))
+        return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+    expected = loss_and_gradient()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = loss_and_gradient()
+    finally:
+        torch.set_default_dtype(before)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert torch.equal(ours, theirs)
 
 
 def test_torch_generators_are_untouched_and_calls_differ() -> None:
@@ -181,7 +255,7 @@ def test_ranks_draw_different_labels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ignoring", [False, True])
-def test_second_derivative(ignoring: bool) -> None:
+def test_second_derivatives_equal_those_of_cross_entropy(ignoring: bool) -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     targets = torch.tensor([0, -100, 0]) if ignoring else None
     labels = drawn_labels(x, 0)
@@ -221,12 +295,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_peak_memory_of_the_process() -> None:
-    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 2048  # KiB
+def test_sampling_labels_needs_no_memory_of_the_size_of_the_logits() -> None:
+    assert int(run_python(PEAK)) < 2048  # KiB
 
 
-def test_error_messages() -> None:
+def test_errors_name_argument_expectation_and_value() -> None:
     with pytest.raises(
         ValueError, match=r"targets: expected shape \(2, 3\), that of logits without the classes, got \(6,\)"
     ):

@@ -132,7 +132,7 @@ def gradients_on_one_rank(device: torch.device, curvature_beta: float) -> tuple[
     dist.all_gather_object(gathered, scores.tolist())
     ranked = torch.tensor([score for part in gathered for score in part]).sort().values
     k = round(0.6 * ranked.numel())
-    ((_, threshold),) = optimizer._refresh.thresholds.items()
+    ((_, threshold),) = optimizer._masks.thresholds.items()
     assert float(threshold) == float(ranked[k - 1])
     masks = [optimizer.state[p]["flat_mask"] for p in twins.parts if "flat_mask" in optimizer.state[p]]
     assert len(masks) == len(here)

@@ -132,7 +132,7 @@ def ranks_the_gathered_gradients(device: torch.device, way: str, curvature: str)
         state = optimizer.state_dict()["state"]
         flat = torch.cat([full(state[i]["flat_mask"]).flatten() for i in range(len(params))])
         assert torch.equal(flat, scores <= threshold), step
-        assert torch.equal(threshold, optimizer._refresh.thresholds["global", 0.37]), step
+        assert torch.equal(threshold, optimizer._masks.thresholds["global", 0.37]), step
     return threshold.item()
 
 

@@ -158,7 +158,7 @@ def equals_one_process(
     pair = make(twins, name, curvature, **arguments)
     train(twins, pair, 5)
     assert_same(twins, *pair)
-    thresholds = [optimizer._refresh.thresholds for optimizer in pair]
+    thresholds = [optimizer._masks.thresholds for optimizer in pair]
     assert thresholds[0].keys() == thresholds[1].keys()
     for key, value in thresholds[0].items():
         assert same_bits(value, thresholds[1][key].to(value.dtype)), key

@@ -13,7 +13,11 @@ namespace torch_ire {
 
 template <class opmath>
 TORCH_IRE_HD opmath displacement_flat_step(opmath theta, opmath previous, bool flat, opmath kappa, opmath keep) {
-  return flat && kappa != opmath{0} ? theta + kappa * (theta - keep * previous) : theta;
+  // kappa = 0 and a coordinate that has not moved change nothing: 0 times infinity is no number, nor is a difference of
+  // infinities
+  return flat && kappa != opmath(0) && (theta != previous || keep != opmath(1))
+             ? theta + kappa * (theta - keep * previous)
+             : theta;
 }
 
 }  // namespace torch_ire

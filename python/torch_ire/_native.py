@@ -1,4 +1,4 @@
-"""Loads the native operators and says where they can be used."""
+"""Loads the native operators and tells on which devices they run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ except ImportError as failure:
     module = None
     error = str(failure)
     warnings.warn(
-        f"torch_ire: the native operators did not load ({error}); the reference implementation in plain torch is used "
-        "instead: same results, slower. `torch_ire.show_config()` has the details.",
+        f"torch_ire: the native operators did not load ({error}). The reference implementation in plain torch replaces "
+        "them: same results, slower. `torch_ire.show_config()` prints the details.",
         RuntimeWarning,
         stacklevel=2,
     )

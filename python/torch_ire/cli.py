@@ -15,7 +15,7 @@ _DEMO_MODULES = {"matplotlib": "matplotlib", "rich": "rich", "scikit-learn": "sk
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``torch-ire`` and its subcommands; each sets ``command``, called with the parsed arguments."""
+    """The parser of ``torch-ire``; each subcommand sets ``command``, a function of the parsed arguments."""
     parser = argparse.ArgumentParser(prog="torch-ire", description="Flat minima for PyTorch.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -29,11 +29,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     theory = commands.add_parser("theory", help="measure the paper's theory against its closed forms (2 minutes)")
     theory.add_argument("--quick", action="store_true", help="fewer samples, no end-to-end runs")
-    theory.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default %(default)s)")
+    theory.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default %(default)s)"
+    )
     theory.add_argument("--out", type=Path, metavar="FILE.png", help="picture; none without matplotlib")
     theory.set_defaults(command=_theory)
 
-    config = commands.add_parser("config", help="say what was built and what is in use")
+    config = commands.add_parser("config", help="print the build and the implementation in use")
     config.set_defaults(command=_config)
     return parser
 
@@ -42,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        argv: arguments; None for those of the process.
+        argv: Arguments; ``None``: those of the process.
 
     Returns:
-        The exit status: 0, 1 when the command cannot run here, 130 after Ctrl-C. Wrong arguments exit with 2.
+        The exit status: 0, 1 if the command failed or cannot run here, 130 after Ctrl-C. Wrong arguments exit with 2.
     """
     arguments = build_parser().parse_args(argv)
     try:
@@ -71,9 +73,9 @@ def _demo(arguments: argparse.Namespace) -> int:
         print(f"torch-ire demo: --out must be in a folder that can be written to, got {arguments.out}", file=sys.stderr)
         return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without Unicode shows a question mark for the plus-minus sign, instead of ending the demo.
+        # A terminal without Unicode prints a question mark for the plus-minus sign instead of raising an error.
         sys.stdout.reconfigure(errors="replace")
-    # Only here: the other commands must not need what the demo needs.
+    # Imported here, so that the other commands do not need the extra.
     from rich.console import Console
 
     from torch_ire.demo.config import FULL, QUICK

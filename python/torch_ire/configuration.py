@@ -1,4 +1,4 @@
-"""What was built, what could be loaded, and what is in use."""
+"""The build and the implementation in use, for bug reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch_ire import _native
 
 
 def version() -> str:
-    """The version of the installed distribution, or of the native library in a checkout that was built in place."""
+    """The version of the installed distribution; of the native library if a checkout was built in place."""
     try:
         return importlib.metadata.version("torch-ire")
     except importlib.metadata.PackageNotFoundError:
@@ -48,7 +48,7 @@ def facts() -> dict[str, str]:
 
 
 def show_config() -> None:
-    """Prints what was built, what could be loaded, and what is in use: the text to put into a bug report.
+    """Prints how the library was built and which implementation is in use: the text for a bug report.
 
     Example:
         >>> import torch_ire

@@ -1,4 +1,4 @@
-"""Counter-based random numbers on the host: what ``csrc/math/counter_rng.h`` computes, in Python integers.
+"""Counter-based random numbers in Python integers, as ``csrc/math/counter_rng.h`` computes them.
 
 A random number is a pure function of a key and a counter, so replicas agree and a resumed run repeats itself.
 """
@@ -9,7 +9,7 @@ _U64 = 0xFFFFFFFFFFFFFFFF
 
 
 def mix64(a: int, b: int | None = None) -> int:
-    """Finalizer of splitmix64, a bijection of 64 bits; of two numbers, the second mixed with the first one's image."""
+    """The finalizer of splitmix64, a bijection of 64 bits; with ``b``, that of ``b`` xor the image of ``a``."""
     if b is not None:
         return mix64(mix64(a & _U64) ^ (b & _U64))
     x = (a + 0x9E3779B97F4A7C15) & _U64
@@ -19,7 +19,7 @@ def mix64(a: int, b: int | None = None) -> int:
 
 
 def as_int64(x: int) -> int:
-    """64 bits as the signed integer that an operator's ``int`` argument carries."""
+    """64 bits as a signed integer, for the ``int`` argument of an operator."""
     return x - 2**64 if x >= 2**63 else x
 
 

@@ -1,4 +1,4 @@
-"""Which tensors are ``DTensor`` s, without importing what they need."""
+"""Detects ``DTensor`` s without importing ``torch.distributed.tensor``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Any
 
 
 def is_dtensor(tensor: Any) -> bool:
-    """Whether a tensor is a ``DTensor``; importing them takes longer than this library, and who has one has done it."""
+    """Whether a tensor is a ``DTensor``. Their module, slow to import, is loaded already if there is one."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

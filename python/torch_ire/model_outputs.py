@@ -1,4 +1,4 @@
-"""From a batch, as data loaders and trainers hand it out, to predictions: logits with the classes last, and targets."""
+"""Logits with the classes last, and targets, from a model and a batch of a data loader or trainer."""
 
 from __future__ import annotations
 
@@ -9,43 +9,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Heads of transformers whose loss moves the labels by one position: the logits at t are for the token at t + 1. A head
-# of a class without a loss of its own (None) is taken for one of them, as transformers does.
+# Heads of transformers whose loss shifts the labels by one position: the logits at t predict the token at t + 1. Like
+# transformers, we take a head without a loss of its own (None) for one of them.
 _NEXT_TOKEN_LOSSES = (None, "ForCausalLM", "ForConditionalGeneration")
 
 
 class Predictions(NamedTuple):
-    """What a model makes of a batch; ``loss`` is the training loss where the model computes one."""
+    """Logits with the classes last, integer targets of their shape without the classes, and a loss if there is one."""
 
     logits: Tensor
     targets: Tensor | None
     loss: Tensor | None = None
 
 
-def predict(model: nn.Module, batch: Any, *, with_loss: bool, ignore_index: int) -> Predictions:
-    """Calls the model as its batches suggest: a mapping is keyword arguments, a sequence starts with the input.
+def predict(
+    model: nn.Module, batch: Any, *, with_loss: bool, ignore_index: int, class_dim: int | None = None
+) -> Predictions:
+    """Calls the model as the batch suggests: a mapping holds keyword arguments, a sequence starts with the input.
 
     Args:
-        model: Returns logits, or something with ``logits`` (an attribute or a key).
-        batch: A tensor, a sequence (input, targets, ...), or a mapping of keyword arguments, "labels" among them.
-        with_loss: Whether the model is to see the labels, and so computes its own loss.
-        ignore_index: Put where the next token is unknown.
+        model: Returns logits, or an object with ``logits`` (an attribute or a key).
+        batch: A tensor, a sequence (input, targets, ...), or a mapping of keyword arguments with "labels".
+        with_loss: Whether the model gets the labels, and so computes its own loss.
+        ignore_index: The target of positions whose next token is unknown.
+        class_dim: As for :func:`with_classes_last`.
 
     Raises:
         TypeError: The output holds no logits.
-        ValueError: The targets don't fit the logits, or no integer targets do.
+        ValueError: Targets and logits do not fit together, or the dimension of the classes is unclear.
     """
     if isinstance(batch, Mapping):
-        return _of_keywords(model, batch, with_loss, ignore_index)
+        return _of_keywords(model, batch, with_loss, ignore_index, class_dim)
     if isinstance(batch, Tensor):
-        return Predictions(_logits_of(model(batch)), None)
+        return with_classes_last(_logits_of(model(batch)), None, class_dim)
     if not isinstance(batch, Sequence) or not batch:
         raise TypeError(f"expected a batch that is a tensor, a sequence or a mapping, got {type(batch).__name__}")
     logits = _logits_of(model(batch[0]))
-    return _with_classes_last(logits, batch[1] if len(batch) > 1 else None)
+    return with_classes_last(logits, batch[1] if len(batch) > 1 else None, class_dim)
 
 
-def _of_keywords(model: nn.Module, batch: Mapping[str, Any], with_loss: bool, ignore_index: int) -> Predictions:
+def _of_keywords(
+    model: nn.Module, batch: Mapping[str, Any], with_loss: bool, ignore_index: int, class_dim: int | None
+) -> Predictions:
     config = getattr(model, "config", None)
     builds_inputs_from_labels = bool(getattr(config, "is_encoder_decoder", False))
     is_transformer = hasattr(model, "loss_type")
@@ -56,9 +61,11 @@ def _of_keywords(model: nn.Module, batch: Mapping[str, Any], with_loss: bool, ig
     output = model(**inputs)
     logits = _logits_of(output)
     loss = _part(output, "loss") if with_loss else None
+    if loss is not None:
+        return Predictions(logits, None, loss)
     labels = batch.get("labels")
     if labels is None and is_transformer and not builds_inputs_from_labels:
-        # a trainer that smooths labels takes them out of the batch; padding is known all the same
+        # a trainer that smooths labels takes them out of the batch; the attention mask still tells the padding
         attention = batch.get("attention_mask")
         if attention is not None and attention.shape == logits.shape[:-1]:
             labels = torch.zeros_like(attention, dtype=torch.int64).masked_fill(attention == 0, ignore_index)
@@ -68,7 +75,9 @@ def _of_keywords(model: nn.Module, batch: Mapping[str, Any], with_loss: bool, ig
         problem = getattr(config, "problem_type", None)
         if problem in ("regression", "multi_label_classification"):
             raise ValueError(f"problem_type={problem!r} has no softmax to draw labels from; pass forward=")
-    return _with_classes_last(logits, labels)._replace(loss=loss)
+    if class_dim is None and is_transformer and logits.dim() == 3:
+        class_dim = -1  # (batch, position, class), also with as many positions as classes
+    return with_classes_last(logits, labels, class_dim)
 
 
 def _logits_of(output: Any) -> Tensor:
@@ -85,20 +94,42 @@ def _part(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def _with_classes_last(logits: Tensor, targets: Any) -> Predictions:
-    """Finds the dimension of the classes: the last, or the second as ``torch.nn.functional.cross_entropy`` has it."""
+def with_classes_last(logits: Tensor, targets: Any, class_dim: int | None) -> Predictions:
+    """Moves the classes of the logits to the last dimension.
+
+    Args:
+        logits: At least one dimension.
+        targets: Integers of the logits' shape without the classes, which may be in the last dimension or, as
+            ``torch.nn.functional.cross_entropy`` has them, in dimension 1. Anything else (``None``, the probabilities
+            of mixup) leaves no position out, and does not say where the classes are.
+        class_dim: Their dimension; ``None``: the one that the targets show, the last for up to two dimensions.
+
+    Raises:
+        ValueError: The targets fit no dimension, or nothing shows where the classes are.
+    """
+    shape = tuple(logits.shape)
+    if class_dim is not None and not -logits.dim() <= class_dim < logits.dim():
+        raise ValueError(f"class_dim={class_dim}: logits of shape {shape} have no such dimension")
     if not isinstance(targets, Tensor) or targets.is_floating_point():
-        return Predictions(logits, None)  # probabilities, as mixup makes them, leave no position out
-    fits_last = targets.shape == logits.shape[:-1]
-    fits_second = logits.dim() > 2 and targets.shape == (logits.shape[0], *logits.shape[2:])
-    if fits_last and fits_second:
+        if class_dim is None and logits.dim() > 2:
+            raise ValueError(
+                f"logits {shape} without integer targets: the classes may be in any dimension; pass class_dim= (1 for "
+                "images, -1 for tokens)"
+            )
+        return Predictions(logits.movedim(-1 if class_dim is None else class_dim, -1), None)
+    candidates = [
+        logits.movedim(dim, -1) for dim in ((-1, 1) if class_dim is None else (class_dim,)) if dim < len(shape)
+    ]
+    fitting = [moved for moved in candidates if moved.shape[:-1] == targets.shape]
+    if not fitting:
+        said = "" if class_dim is None else f" with class_dim={class_dim}"
         raise ValueError(
-            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}: the classes may be in the second or in "
-            "the last dimension; pass forward= and return both with the classes last"
+            f"targets of shape {tuple(targets.shape)} do not fit logits of shape {shape}{said}; expected the logits' "
+            "shape without the classes, in the last dimension or in dimension 1 (else pass class_dim=)"
         )
-    if not fits_last and not fits_second:
+    if len(fitting) > 1 and logits.dim() > 2:
         raise ValueError(
-            f"targets of shape {tuple(targets.shape)} don't fit logits of shape {tuple(logits.shape)}; pass forward= "
-            "and return logits with the classes last, and targets of the same shape without them"
+            f"logits {shape} and targets {tuple(targets.shape)}: the classes may be in dimension 1 or the last; pass "
+            "class_dim="
         )
-    return Predictions(logits if fits_last else logits.movedim(1, -1), targets)
+    return Predictions(fitting[0], targets)

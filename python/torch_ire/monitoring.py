@@ -1,4 +1,4 @@
-"""What IRE does, as a flat dictionary of plain numbers under names that stay: for TensorBoard and other loggers."""
+"""The state of IRE as a flat dictionary of plain numbers under stable names, for TensorBoard and other loggers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch_ire.optim.ire import IRE
+from torch_ire.mask_pass import ire_of
+from torch_ire.optim import IRE, StepInBackward
 from torch_ire.optim.ire_optimizer import IREOptimizer
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ __all__ = ["log_summary", "scalars"]
 
 
 def scalars(
-    handle: IREOptimizer | IRE | None = None,
+    handle: Any = None,
     *,
     tracker: SharpnessTracker | None = None,
     by_layer: bool = True,
@@ -30,22 +31,24 @@ def scalars(
         {\lVert (1 + \kappa n) \odot \Delta \rVert^2}
 
     Args:
-        handle: An optimizer of this library, or the handle of ``IRE(...)``; ``None``: sharpness alone.
-        tracker: Its last record, if it has one.
-        by_layer: Whether to add the share of each layer.
+        handle: Anything that :func:`torch_ire.refresh_mask` takes: an optimizer of this library, one that ``IRE(...)``
+            is attached to, that handle, or a trainer's wrapper of one; ``None``: sharpness alone.
+        tracker: Adds the numbers of its last record.
+        by_layer: Whether to add the flat share of each layer.
         over_mesh: As in ``ire_summary``: all ranks have to call then.
 
     Returns:
-        ``ire/flat_share``, ``ire/threshold`` (``ire/threshold/<ranking>`` where there are several), ``ire/kappa_eff``
-        (``ire/kappa_eff/<group>`` where the groups differ), ``ire/displacement_share``, ``ire/flat_share/<layer>``
-        (the name of a parameter without its last part; of unnamed parameters the number of their group),
-        ``ire/sharpness``, ``ire/sharpness_limit`` and ``ire/trace``. What is not known, or not finite, is left out.
+        ``ire/flat_share``, ``ire/threshold`` (``ire/threshold/<ranking>`` if there are several), ``ire/kappa_eff``
+        (``ire/kappa_eff/<group>`` if the groups differ), ``ire/displacement_share``, ``ire/flat_share/<layer>`` (the
+        parameter's name without its last part; for unnamed parameters the number of their group), ``ire/sharpness``,
+        ``ire/sharpness_limit`` and ``ire/trace``. Numbers that are unknown or not finite are left out.
 
     Raises:
+        TypeError: ``handle`` has no IRE.
         RuntimeError: The handle has been detached.
 
     Cost: that of ``ire_summary()``: one read of masks and moments, a few tensors of the size of the largest parameter,
-    and a synchronisation with the device for each parameter. Once in some tens of steps is enough.
+    and one synchronisation with the device per parameter. Call it every few tens of steps.
 
     Example:
         >>> import torch, torch_ire
@@ -63,7 +66,8 @@ def scalars(
     """
     found: dict[str, float] = {}
     if handle is not None:
-        summary = handle.ire_summary(over_mesh=over_mesh)
+        ire: Any = ire_of(handle)
+        summary = ire.ire_summary(over_mesh=over_mesh)
         found["ire/flat_share"] = summary["flat_share"]
         found |= _one_or_all("ire/threshold", summary["threshold"])
         kappas = {str(i): kappa for i, kappa in enumerate(summary["kappa_eff"])}
@@ -71,7 +75,7 @@ def scalars(
         if summary["displacement_share"] is not None:
             found["ire/displacement_share"] = summary["displacement_share"]
         if by_layer:
-            found |= _all("ire/flat_share", _shares_by_layer(handle, summary["flat_share_by_parameter"]))
+            found |= _all("ire/flat_share", _shares_by_layer(ire, summary["flat_share_by_parameter"]))
     if tracker is not None and tracker.history:
         last = tracker.history[-1]
         found |= {"ire/sharpness": last.lambda_max, "ire/sharpness_limit": last.limit, "ire/trace": last.trace}
@@ -79,7 +83,7 @@ def scalars(
 
 
 def log_summary(
-    handle: IREOptimizer | IRE | None,
+    handle: Any,
     logger: Any,
     step: int,
     *,
@@ -92,7 +96,7 @@ def log_summary(
     Args:
         handle: As in :func:`scalars`.
         logger: A TensorBoard ``SummaryWriter`` (``add_scalar``), a Lightning logger (``log_metrics``), a run of Weights
-            and Biases or an Accelerator (``log``), or a function of the dictionary and the step; ``None``: nobody.
+            and Biases or an Accelerator (``log``), or a function of the dictionary and the step; ``None``: no logger.
         step: The training step.
         tracker: As in :func:`scalars`.
         by_layer: As in :func:`scalars`.
@@ -102,7 +106,7 @@ def log_summary(
         The dictionary.
 
     Raises:
-        TypeError: The logger is of none of these kinds.
+        TypeError: The logger is of none of these kinds, or ``handle`` has no IRE.
 
     Cost: that of :func:`scalars`.
 
@@ -143,10 +147,9 @@ def _one_or_all(name: str, values: Mapping[str, float]) -> dict[str, float]:
     return dict.fromkeys([name], *values.values()) if len(values) == 1 else _all(name, values)
 
 
-def _shares_by_layer(handle: IREOptimizer | IRE, shares: Mapping[str, float]) -> dict[str, float]:
-    """The mean over the parameters of a layer, each with as much weight as it has coordinates."""
-    optimizers = [handle] if isinstance(handle, IREOptimizer) else handle.optimizers
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+def _shares_by_layer(handle: IREOptimizer | IRE | StepInBackward, shares: Mapping[str, float]) -> dict[str, float]:
+    """The flat share of each layer: the mean over its parameters, weighted by their sizes."""
+    groups = handle._targets().groups
     flat: dict[str, float] = defaultdict(float)
     total: dict[str, int] = defaultdict(int)
     for g, group in enumerate(groups):

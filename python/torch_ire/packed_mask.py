@@ -1,7 +1,7 @@
-"""The flat mask as packed bits: one bit a coordinate in memory, a bool tensor of the parameter's shape in checkpoints.
+"""The flat mask as packed bits: one per coordinate in memory, a bool tensor of the parameter's shape in checkpoints.
 
-Coordinate ``i`` of a dense tensor, counted in memory order, is bit ``i % 8`` of byte ``i // 8``; the bits behind the
-last coordinate are 0.
+Coordinate ``i`` of a dense tensor, in memory order, is bit ``i % 8`` of byte ``i // 8``. Unused bits of the last byte
+are 0.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from torch import Tensor
 
 
 def memory_order(tensor: Tensor) -> Tensor:
-    """A flat view of a dense tensor whose element i is the i-th in memory."""
+    """A flat view of a dense tensor, in the order of its memory."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
 def num_bytes(numel: int) -> int:
-    """Bytes of the mask of ``numel`` coordinates."""
+    """The number of bytes of the mask of ``numel`` coordinates."""
     return (numel + 7) // 8
 
 
 def empty_mask(like: Tensor) -> Tensor:
-    """A mask for the coordinates of ``like`` in which nothing is flat."""
+    """A mask for the coordinates of ``like``, none of them flat."""
     return torch.zeros(num_bytes(like.numel()), dtype=torch.uint8, device=like.device)
 
 
 def pack(flags: Tensor) -> Tensor:
-    """A dense bool tensor as packed bits in its memory order.
+    """Packs a dense bool tensor into bits, in memory order.
 
     Args:
         flags: bool, any shape, dense.
@@ -41,11 +41,11 @@ def pack(flags: Tensor) -> Tensor:
 
 
 def unpack(flat_mask: Tensor, like: Tensor) -> Tensor:
-    """Packed bits as a bool tensor; the inverse of :func:`pack`.
+    """Unpacks bits into a bool tensor; the inverse of :func:`pack`.
 
     Args:
         flat_mask: uint8 of shape (ceil(numel / 8),).
-        like: The dense tensor whose coordinates the bits are.
+        like: The dense tensor that the mask belongs to.
 
     Returns:
         bool with the shape and strides of ``like``.
@@ -55,6 +55,27 @@ def unpack(flat_mask: Tensor, like: Tensor) -> Tensor:
     out = torch.empty_like(like, dtype=torch.bool)
     memory_order(out).copy_(bits.flatten()[: like.numel()])
     return out
+
+
+def follow_layout(flat_mask: Tensor, like: Tensor) -> Tensor:
+    """Repacks a mask in place if the memory order of its parameter has changed since the mask was packed.
+
+    ``model.to(memory_format=torch.channels_last)`` changes it. The order is kept as an attribute of the mask.
+
+    Args:
+        flat_mask: uint8 of shape (ceil(numel / 8),).
+        like: The parameter; a parameter with gaps in memory counts in the order of a dense copy.
+
+    Returns:
+        The mask.
+    """
+    now = torch.empty_like(like, device="meta").stride()
+    before = flat_mask.__dict__.get("memory_strides", now)
+    if before != now:
+        flags = unpack(flat_mask, torch.empty_strided(like.shape, before, dtype=torch.bool, device=like.device))
+        flat_mask.copy_(pack(torch.empty_strided(like.shape, now, dtype=torch.bool, device=like.device).copy_(flags)))
+    flat_mask.memory_strides = now  # type: ignore[attr-defined]
+    return flat_mask
 
 
 def count_flat(flat_mask: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
-"""The loss whose squared gradient estimates the diagonal curvature: cross-entropy at labels that the model draws."""
+"""Cross-entropy at labels drawn from the model's softmax: its squared gradient estimates the diagonal curvature."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import numbers
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,18 +22,19 @@ _CHUNK = 1 << 18
 
 
 class LabelGenerator:
-    """Which random numbers a sampled loss draws: a seed and a count of the calls.
+    """The random numbers of sampled losses: a seed and the number of calls so far.
 
-    Labels depend on seed, count, rank of the process and row alone, so a run that is resumed from
-    :meth:`state_dict` draws what it would have drawn, and torch's own generators are never touched. Under
-    ``torch.distributed`` the rank is mixed in at the draw: replicas draw different labels from equal states, and one
-    state serves all ranks of a checkpoint and any number of them.
+    Labels depend on seed, number of calls, rank of the process and row alone: a run that is resumed from
+    :meth:`state_dict` draws the labels that it would have drawn, and torch's own generators are never touched. The rank
+    is mixed in at the draw. So replicas draw different labels from equal states, and one state serves all ranks of a
+    checkpoint, and any number of ranks.
 
     Args:
-        seed: 64 bits; ``None`` takes ``torch.initial_seed()`` at first use.
-        rank: What is mixed in; ``None``: the rank of the process. Ranks that compute the same logits together (tensor
-            parallel) have to draw the same labels: give them their data parallel rank, here or in the attribute of this
-            name.
+        seed: 64 bits; ``None``: the seed of :data:`default_label_generator` at first use, whose own is
+            ``torch.initial_seed()``.
+        rank: The rank to mix in; ``None``: that of :data:`default_label_generator`, or else the rank of the process.
+            Ranks that compute the same logits together (tensor parallel) have to draw the same labels: set their data
+            parallel rank, here or as the attribute of this name.
 
     Example:
         >>> from torch_ire.sampled_loss import LabelGenerator
@@ -46,7 +50,7 @@ class LabelGenerator:
 
     def draw(self) -> tuple[int, int]:
         """The key of the next call, as ``seed`` and ``offset`` of :func:`torch_ire.ops.sample_labels`."""
-        rank = self.rank
+        rank = default_label_generator.rank if self.rank is None else self.rank
         if rank is None:
             distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
             rank = torch.distributed.get_rank() if distributed else 0
@@ -55,40 +59,64 @@ class LabelGenerator:
         return key
 
     def manual_seed(self, seed: int) -> LabelGenerator:
-        """Starts over from ``seed``."""
+        """Starts over from ``seed``, as a generator that has not been used."""
         self._seed, self._offset = seed, 0
         return self
 
     @property
     def used(self) -> bool:
-        """Whether there is a position to keep: a label has been drawn since the generator was made or seeded."""
+        """Whether there is a position to keep: labels were drawn, or a position loaded, since creation or seeding."""
         return self._offset > 0
 
     def state_dict(self) -> dict[str, int]:
-        """Seed and number of calls so far; plain integers."""
+        """Seed and number of calls so far, as plain integers."""
         return {"seed": self._resolved_seed(), "offset": self._offset}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continues where :meth:`state_dict` was taken.
 
         Raises:
-            ValueError: A key is missing or left over.
+            ValueError: A key is missing or left over, or a value is no integer. The position has not changed then.
         """
         if set(state) != {"seed", "offset"}:
             raise ValueError(f"LabelGenerator.load_state_dict(): expected keys seed and offset, got {sorted(state)}")
-        self._seed, self._offset = int(state["seed"]), int(state["offset"])
+        seed, offset = state["seed"], state["offset"]
+        if not all(isinstance(number, numbers.Integral) for number in (seed, offset)) or offset < 0:
+            raise ValueError(
+                "LabelGenerator.load_state_dict(): expected seed and offset as integers, offset at least 0, got "
+                f"{dict(state)}"
+            )
+        self._seed, self._offset = int(seed), int(offset)
+
+    def lend(self) -> None:
+        """Serves :func:`sampled_cross_entropy` calls of this thread without a generator, until :meth:`take_back`."""
+        _lent.generator = weakref.ref(self)
+
+    def take_back(self) -> None:
+        """Ends :meth:`lend`; does nothing if another generator has been lent since."""
+        if _lent_generator() is self:
+            _lent.generator = None
 
     def _resolved_seed(self) -> int:
         if self._seed is None:
-            self._seed = torch.initial_seed()
+            own = self is default_label_generator
+            self._seed = torch.initial_seed() if own else default_label_generator._resolved_seed()
         return self._seed
 
     def __repr__(self) -> str:
         return f"LabelGenerator(seed={self._seed}, offset={self._offset})"
 
 
-#: What :func:`sampled_cross_entropy` draws from unless told otherwise; one a process.
+#: The generator of :func:`sampled_cross_entropy` calls outside a mask refresh; one per process.
 default_label_generator = LabelGenerator()
+
+# the generator that an optimizer lends between mask_due() and update_mask(), by thread
+_lent = threading.local()
+
+
+def _lent_generator() -> LabelGenerator | None:
+    reference = getattr(_lent, "generator", None)
+    return None if reference is None else reference()
 
 
 def sampled_cross_entropy(
@@ -111,16 +139,17 @@ def sampled_cross_entropy(
     Args:
         logits: (B, C), (B, T, V), or any shape with the classes in ``class_dim``; float32, float64, bfloat16 or
             float16, any strides.
-        targets: int64 of the logits' shape without the classes, as for the training loss. Only which of them equal
-            ``ignore_index`` matters: these positions are left out. ``None``: none is.
+        targets: int64 of the logits' shape without the classes, as for the training loss. They only say which positions
+            to leave out: those that equal ``ignore_index``. ``None``: no position is left out.
         ignore_index: The target of positions to leave out.
         class_dim: The dimension of the classes; 1 for images of logits (B, C, H, W).
-        generator: Where the labels' random numbers come from; ``None``: :data:`default_label_generator`.
+        generator: Draws the labels; ``None``: from a true ``mask_due()`` to ``update_mask()`` that of the optimizer,
+            ``opt.label_generator``, whose position is part of its ``state_dict``; else :data:`default_label_generator`.
 
     Returns:
-        The loss, shape (); float64 for float64 logits, else float32. Where every position is ignored, or there is
-        none, the loss is 0 and so are the gradients. A row with a NaN, with +inf, or with -inf alone makes it not
-        finite, unless the row is ignored.
+        The loss, shape (); float64 for float64 logits, else float32. If every position is ignored, or there is none,
+        loss and gradients are 0. A row with a NaN, with +inf, or with -inf alone makes the loss not finite, unless the
+        row is ignored.
 
     Raises:
         ValueError: ``targets`` does not have the logits' shape without the classes.
@@ -158,14 +187,14 @@ def sampled_cross_entropy(
             f"sampled_cross_entropy: targets: expected shape {tuple(rows.shape[:-1])}, that of logits without the "
             f"classes, got {tuple(targets.shape)}"
         )
-    seed, offset = (generator or default_label_generator).draw()
+    seed, offset = (generator or _lent_generator() or default_label_generator).draw()
     kept = None if targets is None else targets != ignore_index
     loss: Tensor = _SampledCrossEntropy.apply(rows, kept, seed, offset)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
-    """Classes in the last dimension; ``kept`` says which rows count, None that all do."""
+    """Classes in the last dimension; ``kept``: the rows that count, None for all."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, kept: Tensor | None, seed: int, offset: int) -> Tensor:

@@ -99,7 +99,7 @@ class BlockFlatProjector:
             projector.amplify_(params, previous, kappa, decay=decay)
 
     def refresh(self) -> None:
-        """See `FlatProjector.refresh`."""
-        for projector in self.projectors:
-            if projector.refreshable:
-                projector.refresh()
+        """See `FlatProjector.refresh`: either every block follows or, on an exception, none."""
+        held = [projector._followed() if projector.refreshable else projector._held for projector in self.projectors]
+        for projector, followed in zip(self.projectors, held, strict=True):
+            projector._held = followed

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from torch_ire.curvature.batches import BatchAverage, check_same_batches
-from torch_ire.curvature.left_as_found import RandomState, frozen_buffers, math_attention
 from torch_ire.curvature.operator import Operator
 from torch_ire.curvature.parameters import FlatLayout, named_tensors
+from torch_ire.curvature.preserve_state import RandomState, frozen_buffers, math_attention
 from torch_ire.dtensors import is_dtensor
 
 __all__ = ["ClosureOperator"]
@@ -83,6 +83,12 @@ class ClosureOperator(Operator):
     def _loss_of(self, value: Any) -> Tensor:
         """The scalar loss in what the closure returned."""
 
+    def _gradients(self, outputs: Any, vectors: Any = None, **options: bool) -> tuple[Tensor, ...]:
+        """One gradient per parameter; zeros for one that the outputs do not reach or that was frozen meanwhile."""
+        free = [param for param in self._params if param.requires_grad]
+        found = iter(torch.autograd.grad(outputs, free, vectors, allow_unused=True, materialize_grads=True, **options))
+        return tuple(next(found) if param.requires_grad else torch.zeros_like(param) for param in self._params)
+
     def _check_graph_once(self, gradients: Iterable[Tensor]) -> None:
         """Refuse a gradient whose own derivative autograd would silently take for zero.
 
@@ -112,6 +118,10 @@ class ClosureOperator(Operator):
 
     def _evaluate(self, *batch: Any) -> Any:
         """The closure's value in the current scope, checked."""
+        if not any(param.requires_grad for param in self._params):
+            raise ValueError(
+                f"params: all {len(self._params)} parameters have been frozen; nothing is left to derive by"
+            )
         value = self._closure(*batch)
         loss = self._loss_of(value)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -177,10 +187,7 @@ class ClosureOperator(Operator):
     def _batch_gradient(self, *batch: Any) -> tuple[float, Tensor]:
         with self._evaluation():
             loss = self._loss_of(self._evaluate(*batch))
-            if self.sharded:
-                pieces = self._sharded_gradient(loss)
-            else:
-                pieces = torch.autograd.grad(loss, self._params, allow_unused=True, materialize_grads=True)
+            pieces = self._sharded_gradient(loss) if self.sharded else self._gradients(loss)
         return float(loss.detach()), self.layout.flatten(pieces)
 
     def _sharded_gradient(self, loss: Tensor) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,16 @@ from torch_ire.curvature.rayleigh_ritz import rayleigh_ritz
 __all__ = ["FlatProjector"]
 
 Vectors = TypeVar("Vectors", Tensor, list[Tensor])
+
+
+class _Held(NamedTuple):
+    """A basis and what follows from it, replaced in one assignment: no exception leaves parts of two."""
+
+    basis: Tensor
+    gram_inverse: Tensor | None
+    pieces: dict[int, Tensor]
+    eigenpairs: Eigenpairs | None
+    refreshes: int
 
 
 class FlatProjector:
@@ -76,10 +86,8 @@ class FlatProjector:
             raise ValueError(f"operator: expected size {size}, got {operator.size}")
         self._operator = operator
         self._tol, self._refresh_tol, self._full_interval = tol, refresh_tol, full_interval
-        self._refreshes = 0
         self._storage = basis.dtype
-        self.eigenpairs: Eigenpairs | None = None
-        self._set_basis(basis)
+        self._held = self._prepared(basis, None, 0)
 
     @classmethod
     def from_operator(
@@ -137,33 +145,41 @@ class FlatProjector:
             pairs.basis.to(storage or H.dtype), params=params, operator=H, tol=tol, refresh_tol=refresh_tol,
             full_interval=full_interval,
         )  # fmt: skip
-        projector.eigenpairs = pairs
+        projector._held = projector._held._replace(eigenpairs=pairs)
         return projector
+
+    @property
+    def eigenpairs(self) -> Eigenpairs | None:
+        """What the last run or refresh found; None for a projector made from a bare basis."""
+        return self._held.eigenpairs
 
     @property
     def basis(self) -> Tensor:
         """(m, p), the sharp directions as rows."""
-        return self._basis
+        return self._held.basis
 
     @property
     def m(self) -> int:
         """Number of sharp directions."""
-        return len(self._basis)
+        return len(self.basis)
 
     @property
     def refreshable(self) -> bool:
         """Whether there is an operator to take products from."""
         return self._operator is not None
 
-    def _set_basis(self, basis: Tensor) -> None:
-        self._basis = basis.detach().to(self._storage).contiguous()
-        self._gram_inverse: Tensor | None = None
+    def _prepared(self, basis: Tensor, eigenpairs: Eigenpairs | None, refreshes: int) -> _Held:
+        """A basis in storage with what follows from it."""
+        basis = basis.detach().to(self._storage).contiguous()
+        gram_inverse: Tensor | None = None
         if self._storage in (torch.bfloat16, torch.float16) and len(basis):
-            wide = self._basis.to(torch.float32)
-            self._gram_inverse = torch.linalg.inv((wide @ wide.T).to(torch.float64)).to(torch.float32)
+            wide = basis.to(torch.float32)
+            gram_inverse = torch.linalg.inv((wide @ wide.T).to(torch.float64)).to(torch.float32)
+        pieces: dict[int, Tensor] = {}
         if self._params is not None:
-            pieces = torch.split(self._basis, [p.numel() for p in self._params], dim=1)
-            self._pieces = {id(p): piece for p, piece in zip(self._params, pieces, strict=True)}
+            parts = torch.split(basis, [p.numel() for p in self._params], dim=1)
+            pieces = {id(p): piece for p, piece in zip(self._params, parts, strict=True)}
+        return _Held(basis, gram_inverse, pieces, eigenpairs, refreshes)
 
     def __call__(self, vectors: Vectors) -> Vectors:
         """P v.
@@ -177,15 +193,15 @@ class FlatProjector:
         Cost: two reads of the basis.
         """
         if isinstance(vectors, Tensor):
-            if vectors.shape != (self._basis.shape[1],):
-                raise ValueError(f"expected a vector of shape ({self._basis.shape[1]},), got {tuple(vectors.shape)}")
-            functions = _functions_for([vectors], self._basis)
-            return cast("Tensor", functions.project_out([vectors], [self._basis], self._gram_inverse)[0])
-        if sum(v.numel() for v in vectors) != self._basis.shape[1]:
-            raise ValueError(f"expected tensors of {self._basis.shape[1]} coordinates together")
-        pieces = torch.split(self._basis, [v.numel() for v in vectors], dim=1)
-        functions = _functions_for(vectors, self._basis)
-        return cast("list[Tensor]", functions.project_out(vectors, pieces, self._gram_inverse))
+            if vectors.shape != (self.basis.shape[1],):
+                raise ValueError(f"expected a vector of shape ({self.basis.shape[1]},), got {tuple(vectors.shape)}")
+            functions = _functions_for([vectors], self.basis)
+            return cast("Tensor", functions.project_out([vectors], [self.basis], self._held.gram_inverse)[0])
+        if sum(v.numel() for v in vectors) != self.basis.shape[1]:
+            raise ValueError(f"expected tensors of {self.basis.shape[1]} coordinates together")
+        pieces = torch.split(self.basis, [v.numel() for v in vectors], dim=1)
+        functions = _functions_for(vectors, self.basis)
+        return cast("list[Tensor]", functions.project_out(vectors, pieces, self._held.gram_inverse))
 
     def amplify_(
         self, params: Sequence[Tensor], previous: Sequence[Tensor], kappa: float, *, decay: float = 0.0
@@ -210,22 +226,22 @@ class FlatProjector:
             raise ValueError("amplify_: this projector knows no parameters; pass params= when it is made")
         if len(params) != len(previous):
             raise ValueError(f"amplify_: {len(params)} params, but {len(previous)} previous values")
-        known = [i for i, p in enumerate(params) if id(p) in self._pieces]
+        known = [i for i, p in enumerate(params) if id(p) in self._held.pieces]
         if not known or kappa == 0.0:
             return
         moved, start = [params[i] for i in known], [previous[i] for i in known]
         with torch.no_grad():
-            _functions_for([*moved, *start], self._basis).displacement_projected_(
+            _functions_for([*moved, *start], self.basis).displacement_projected_(
                 moved,
                 start,
-                [self._pieces[id(param)] for param in moved],
+                [self._held.pieces[id(param)] for param in moved],
                 kappa=kappa,
                 decay=decay,
-                gram_inverse=self._gram_inverse,
+                gram_inverse=self._held.gram_inverse,
             )
 
     def refresh(self, *, full: bool = False, progress: bool | None = False) -> Eigenpairs:
-        """Follow the eigenvectors to the operator's present state.
+        """Follow the eigenvectors to the operator's present state. Whatever is raised, the projector stays as it was.
 
         The m products with the old basis give its Ritz values, their residuals and, as one step of subspace iteration
         from products already paid for, a better basis. Where the residuals are too large, or `full_interval` is due,
@@ -241,16 +257,25 @@ class FlatProjector:
 
         Raises:
             RuntimeError: without an operator (made from a bare basis, or unpickled).
-            KeyboardInterrupt: on Ctrl-C, which leaves the basis as it was.
+            ValueError: on an operator that is not symmetric, with the measured asymmetry and rounding.
+            FloatingPointError: on products with nan or inf, or whose rounding is as large as the eigenvalues.
+            KeyboardInterrupt: on Ctrl-C.
 
         Cost: m products and m vectors of memory, or those of a warm-started `lanczos` beside it.
         """
+        held = self._followed(full=full, progress=progress)
+        self._held = held
+        assert held.eigenpairs is not None
+        return held.eigenpairs
+
+    def _followed(self, *, full: bool = False, progress: bool | None = False) -> _Held:
+        """What `refresh` will hold; changes nothing."""
         if self._operator is None:
             raise RuntimeError("refresh: this projector has no operator; make it with FlatProjector.from_operator")
-        self._refreshes += 1
-        due = full or (self._full_interval > 0 and self._refreshes % self._full_interval == 0)
-        wide = self._basis.to(self._operator.dtype)
-        rows = orthonormalized(wide) if self._gram_inverse is not None else wide
+        refreshes = self._held.refreshes + 1
+        due = full or (self._full_interval > 0 and refreshes % self._full_interval == 0)
+        wide = self.basis.to(self._operator.dtype)
+        rows = orthonormalized(wide) if self._held.gram_inverse is not None else wide
         if due:
             pairs = lanczos(self._operator, self.m, tol=self._tol, warm_start=rows.T, verify=False, progress=progress)
         else:
@@ -261,23 +286,26 @@ class FlatProjector:
                     self._operator, self.m, tol=self._tol, warm_start=pairs, verify=False, progress=progress
                 )
         if pairs.interrupted:
-            raise KeyboardInterrupt  # Ctrl-C is meant for the training run around this; the basis stays
-        self.eigenpairs = pairs
-        self._set_basis(pairs.basis)
-        return pairs
+            raise KeyboardInterrupt  # Ctrl-C is meant for the training run around this
+        sizes = pairs.ritz_values.abs()
+        if len(sizes) < self.m or bool((2 * pairs.error_bounds > sizes).all()):
+            raise FloatingPointError(
+                f"refresh: {len(sizes)} of {self.m} directions, eigenvalues up to {float(sizes.max()):.3g} with errors "
+                f"from {float(pairs.error_bounds.min()):.3g}: the present eigenvectors are not known"
+            )
+        return self._prepared(pairs.basis, pairs, refreshes)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Closures do not pickle; a copy projects as before and says so when asked to refresh. Pieces are kept by the
-        # identity of their parameters, which a copy does not share.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_operator", "_pieces")}
+        # Closures do not pickle: a copy projects but does not refresh. Pieces belong to parameters by identity, which a
+        # copy does not share.
+        return {**self.__dict__, "_operator": None, "_held": self._held._replace(pieces={})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._operator = None
-        self._set_basis(self._basis)
+        self._held = self._prepared(self.basis, self.eigenpairs, self._held.refreshes)
 
     def __repr__(self) -> str:
-        return f"FlatProjector(m={self.m}, p={self._basis.shape[1]}, storage={self._storage})"
+        return f"FlatProjector(m={self.m}, p={self.basis.shape[1]}, storage={self._storage})"
 
 
 def _functions_for(tensors: Sequence[Tensor], basis: Tensor) -> ModuleType:

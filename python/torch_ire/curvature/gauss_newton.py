@@ -76,9 +76,7 @@ class GaussNewtonOperator(ClosureOperator):
             raise ValueError("closure: the loss does not depend on the returned outputs")
         # J^T w is linear in w, so its derivative along w gives J v with two reverse passes and no forward mode.
         cotangent = torch.zeros_like(outputs, requires_grad=True)
-        pulled_back = torch.autograd.grad(
-            outputs, self._params, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        pulled_back = self._gradients(outputs, cotangent, create_graph=True)
         self._check_graph_once([*pulled_back, output_gradient])
         return _Linearization(outputs, output_gradient, cotangent, pulled_back)
 
@@ -89,8 +87,4 @@ class GaussNewtonOperator(ClosureOperator):
         rows, vectors = zip(*reached, strict=True)
         (pushed,) = torch.autograd.grad(rows, held.cotangent, vectors, retain_graph=True)
         (curved,) = torch.autograd.grad(held.output_gradient, held.outputs, pushed, retain_graph=True)
-        return list(
-            torch.autograd.grad(
-                held.outputs, self._params, curved, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
+        return list(self._gradients(held.outputs, curved, retain_graph=True))

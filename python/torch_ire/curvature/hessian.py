@@ -87,9 +87,7 @@ class HessianOperator(ClosureOperator):
         return value  # type: ignore[no-any-return]
 
     def _linearize(self, value: Tensor) -> tuple[Tensor, ...]:
-        gradients = torch.autograd.grad(
-            value, self._params, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        gradients = self._gradients(value, create_graph=True)
         self._check_graph_once(gradients)
         return gradients
 
@@ -99,11 +97,7 @@ class HessianOperator(ClosureOperator):
         if not curved:
             return [torch.zeros_like(p) for p in self._params]
         gradients, vectors = zip(*curved, strict=True)
-        return list(
-            torch.autograd.grad(
-                gradients, self._params, vectors, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
+        return list(self._gradients(gradients, vectors, retain_graph=True))
 
     def _product(self, vector: Tensor) -> Tensor:
         if self.method == "finite_difference":
@@ -123,33 +117,48 @@ class HessianOperator(ClosureOperator):
             with torch.no_grad():
                 # Adding a dual zero in place hangs the tangent on the parameter itself, wherever the model keeps it.
                 for param, tangent in zip(self._params, pieces, strict=True):
+                    if not param.requires_grad:
+                        continue
                     param.add_(forward_ad.make_dual(torch.zeros_like(param), tangent))  # type: ignore[no-untyped-call]
             loss = self._evaluate(*batch)
-            gradients = torch.autograd.grad(loss, self._params, allow_unused=True, materialize_grads=True)
+            gradients = self._gradients(loss)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradients]  # type: ignore[no-untyped-call]
             return [
                 torch.zeros_like(p) if t is None else t.detach() for p, t in zip(self._params, tangents, strict=True)
             ]
 
-    def _finite_difference(self, vector: Tensor) -> Tensor:
+    def rounding_at(self, vector: Tensor) -> float:
+        """Norm of the error of H v: for finite differences, the distance from the quotient with a shorter step."""
+        if self.method != "finite_difference":
+            return super().rounding_at(vector)
+        self.num_matvecs += 1
+        shorter = self._finite_difference(vector.to(self.dtype), share=0.7)
+        return float(torch.linalg.vector_norm(shorter - self.matvec(vector)))
+
+    def _finite_difference(self, vector: Tensor, share: float = 1.0) -> Tensor:
         norm = float(vector.norm())
         if norm == 0.0:
             return torch.zeros_like(vector)
         kept = [p.detach().clone() for p in self._params]
         theta = self.layout.flatten(kept)
         coarsest = max(torch.finfo(dtype).eps for dtype in self.layout.dtypes)
-        step = coarsest ** (1 / 3) * (1.0 + float(theta.norm())) / norm
+        step = share * coarsest ** (1 / 3) * (1.0 + float(theta.norm())) / norm
+        gradients = []
         try:
-            gradients = []
-            for sign in (1.0, -1.0):
-                self._write(self.layout.unflatten(theta + sign * step * vector))
-                gradients.append(self.loss_and_gradient()[1])
-        finally:
-            self._write(kept)
+            try:
+                for sign in (1.0, -1.0):
+                    self._write(self.layout.unflatten(theta + sign * step * vector))
+                    gradients.append(self.loss_and_gradient()[1])
+            finally:
+                self._write(kept)
+        except BaseException:
+            self._write(kept)  # again: Ctrl-C may have interrupted the first time
+            raise
         quotient: Tensor = (gradients[0] - gradients[1]) / (2 * step)
         return quotient
 
     def _write(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
             for param, value in zip(self._params, values, strict=True):
-                param.copy_(scattered_like(value, param))
+                if param.requires_grad:  # one that was frozen meanwhile is a constant
+                    param.copy_(scattered_like(value, param))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.curvature.basis_rows import BasisRows, RoundedRows
-from torch_ire.curvature.operator import Operator, asymmetry
+from torch_ire.curvature.operator import ROUNDINGS_OF_A_PRODUCT, Operator, asymmetry
 from torch_ire.curvature.probes import ProbeSource
 
 __all__ = ["KrylovSpace"]
@@ -54,6 +54,7 @@ class KrylovSpace:
         self.dropped = torch.zeros(0, dtype=torch.float64)
         self.rounded = torch.zeros(0, dtype=torch.float64)
         self.scale = 0.0
+        self.rounding = 0.0  # of a product, where an asymmetry gave reason to measure it
 
     @property
     def size(self) -> int:
@@ -101,9 +102,14 @@ class KrylovSpace:
             return
         slack = (self.operator.symmetry_tolerance + self._rows.symmetry_slack) * self.scale + 2.0 * self.dropped
         excess = (measured - self.coupling).abs() - slack
-        if bool((excess > 0).any()):
-            row = int(excess.argmax())
-            raise asymmetry(row, self.size, float(measured[row]), float(self.coupling[row]), self.scale)
+        row = int(excess.argmax())
+        if excess[row] <= ROUNDINGS_OF_A_PRODUCT * self.rounding:
+            return
+        for suspect in (self.size, row):
+            self.rounding = max(self.rounding, self.operator.rounding_at(self._rows.direction(suspect)))
+        if excess[row] > ROUNDINGS_OF_A_PRODUCT * self.rounding:
+            one, other = float(measured[row]), float(self.coupling[row])
+            raise asymmetry(row, self.size, one, other, self.scale, self.rounding)
 
     def residual_norms(self, coefficients: Tensor) -> Tensor:
         """||H x - theta x|| of Ritz vectors with these coefficient columns, (size, n); upper bounds after a lock."""

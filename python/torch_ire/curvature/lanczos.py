@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.curvature.eigenpairs import Eigenpairs, Which
+from torch_ire.curvature.error_bounds import allowed_errors, error_bounds
 from torch_ire.curvature.krylov import KrylovSpace
 from torch_ire.curvature.operator import Operator, as_operator
 from torch_ire.curvature.probes import ProbeSource
@@ -139,22 +140,15 @@ class _Search:
         index = self.wanted(space.size, self._k)
         outside = torch.ones(space.size, dtype=torch.bool)
         outside[index] = False
-        unwanted = values[outside]
-        values, coefficients = values[index], coefficients[:, index]
-        residuals = space.residual_norms(coefficients)
-        if not len(unwanted):
-            return _Pairs(values, coefficients, residuals, residuals, math.nan)
-        distance = (values[:, None] - unwanted[None, :]).abs()
-        gaps = distance.amin(1).clamp(min=torch.finfo(torch.float64).tiny)
-        nearest = float(unwanted[distance.amin(0).argmin()])
-        # r / gap first: r^2 underflows for tiny operators.
-        bounds = torch.minimum(residuals, residuals * (residuals / gaps))
-        return _Pairs(values, coefficients, residuals, bounds, nearest)
+        residuals, unwanted = space.residual_norms(coefficients), values[outside]
+        bounds = error_bounds(values[index], residuals[index], unwanted, residuals[outside])
+        distance = (values[index][:, None] - unwanted[None, :]).abs()
+        nearest = float(unwanted[distance.amin(0).argmin()]) if len(unwanted) else math.nan
+        return _Pairs(values[index], coefficients[:, index], residuals[index], bounds, nearest)
 
     def allowed(self, space: KrylovSpace, values: Tensor) -> Tensor:
         """The error that the tolerance leaves each value."""
-        smallest = torch.finfo(space.operator.dtype).eps ** (2 / 3)
-        return self._tol * values.abs().clamp(min=smallest * space.scale)
+        return allowed_errors(values, self._tol, space.scale, space.operator.dtype)
 
     def _note_worst(self, space: KrylovSpace, pairs: _Pairs) -> None:
         if len(pairs.values):
@@ -207,6 +201,10 @@ class _Search:
         if outside:  # a repeated eigenvalue: it joins the wanted ones, which then are looked through again
             self._locked, self._found = 0, None
         self.verified = inside
+        if inside and self._found is not None:  # the bounds claim no more than this search excludes
+            excluded = error_bounds(self._found.values, self._found.residuals, values, residuals)
+            excluded = excluded.minimum(self.allowed(space, self._found.values))
+            self._found = self._found._replace(bounds=self._found.bounds.maximum(excluded))
         return inside
 
     def make_room(self, space: KrylovSpace) -> None:
@@ -229,11 +227,14 @@ class _Search:
         else:
             pairs = self.pairs(space)
             coefficients, converged = pairs.coefficients, self.good(space, pairs)
+        bounds = pairs.bounds + space.rounding
+        if space.rounding > 0:
+            converged = converged and bool((bounds <= self.allowed(space, pairs.values)).all())
         return Eigenpairs(
             ritz_values=pairs.values,
             basis=space.vectors(coefficients),
             residual_norms=pairs.residuals,
-            error_bounds=pairs.bounds,
+            error_bounds=bounds,
             converged=converged,
             num_matvecs=num_matvecs,
             unwanted_value=pairs.unwanted,

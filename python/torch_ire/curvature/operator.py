@@ -12,6 +12,11 @@ from torch import Tensor
 
 __all__ = ["CallableOperator", "Operator", "as_operator"]
 
+#: Factor between the two products whose difference measures rounding: no power of two, so that all digits change.
+_SCALED = 0.7
+#: Roundings of a product by which v_i . H v_j and v_j . H v_i may differ: both are rounded, and measured to a factor.
+ROUNDINGS_OF_A_PRODUCT = 8.0
+
 
 class Operator(ABC):
     """A symmetric linear operator on flat vectors, with an honest count of its products.
@@ -40,8 +45,8 @@ class Operator(ABC):
         Golub, Van Loan, Matrix Computations (2013), chapter 10: methods that need products only.
     """
 
-    #: largest difference between v_i.Hv_j and v_j.Hv_i, relative to the norm of H, that is taken for rounding; may be
-    #: set, for a closure that computes in low precision (autocast)
+    #: Difference between v_i . H v_j and v_j . H v_i, relative to the norm of H, that passes as rounding without a
+    #: measurement. Beyond it the rounding of a product is measured.
     symmetry_tolerance: float
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -102,20 +107,45 @@ class Operator(ABC):
         """Hold the point of linearization: inside, the parameters must not change. Nests."""
         yield self
 
-    def check_symmetric(self, small: Tensor, scale: float) -> None:
-        """Refuse an operator whose small matrix rows . H . rows^T is not symmetric up to rounding.
+    def rounding_at(self, vector: Tensor) -> float:
+        """Norm of the rounding of H v, measured as the distance between H v and H(s v) / s.
+
+        A product is a derivative of a gradient: its rounding follows the terms inside, not the norm of H v. Both
+        products share a graph and its rounding, which perturbs H but keeps it symmetric.
 
         Args:
-            small: (m, m), entry (i, j) is v_i . H v_j for unit vectors.
+            vector: (p,), of unit length.
+
+        Cost: two products.
+        """
+        other = self.matvec(_SCALED * vector) / _SCALED
+        return float(torch.linalg.vector_norm(other - self.matvec(vector)))
+
+    def compressed(self, rows: Tensor, products: Tensor, scale: float) -> tuple[Tensor, float]:
+        """The matrix rows . H . rows^T, checked for symmetry.
+
+        Args:
+            rows: (m, p), unit vectors.
+            products: (m, p), H times each of them.
             scale: a lower bound of the norm of H.
 
+        Returns:
+            the symmetric (m, m) matrix in float64 on the CPU, and the rounding of a product: 0 without suspicion.
+
         Raises:
-            ValueError: naming the pair that differs most.
+            ValueError: if two entries differ by more than the rounding of a product.
+
+        Cost: two products if two entries differ by more than `symmetry_tolerance`.
         """
-        excess = (small - small.T).abs() - self.symmetry_tolerance * scale
-        if bool((excess > 0).any()):
-            i, j = divmod(int(excess.argmax()), len(small))
-            raise asymmetry(i, j, float(small[i, j]), float(small[j, i]), scale)
+        small = (rows @ products.T).to(torch.float64).cpu()
+        rounding = 0.0
+        difference = (small - small.T).abs()
+        i, j = divmod(int(difference.argmax()), len(small))
+        if difference[i, j] > self.symmetry_tolerance * scale:
+            rounding = max(self.rounding_at(rows[i]), self.rounding_at(rows[j]))
+            if difference[i, j] > ROUNDINGS_OF_A_PRODUCT * rounding:
+                raise asymmetry(i, j, float(small[i, j]), float(small[j, i]), scale, rounding)
+        return (small + small.T) / 2, rounding
 
     def dense(self) -> Tensor:
         """The (p, p) matrix, by p products: for tests and small models."""
@@ -133,12 +163,11 @@ class Operator(ABC):
         return LinearOperator(self.shape, matvec=product, rmatvec=product, dtype=numpy_dtype)
 
 
-def asymmetry(i: int, j: int, one: float, other: float, scale: float) -> ValueError:
+def asymmetry(i: int, j: int, one: float, other: float, scale: float, rounding: float) -> ValueError:
     """The error that names two products that should agree."""
     return ValueError(
-        f"the operator is not symmetric: v{i} . H v{j} = {one:.6g}, but v{j} . H v{i} = {other:.6g} "
-        f"(norm of H at least {scale:.3g}). Products in low precision (autocast) can do this too: set the operator's "
-        "symmetry_tolerance, relative to its norm, to what they are good to"
+        f"the operator is not symmetric: v{i} . H v{j} = {one:.6g}, but v{j} . H v{i} = {other:.6g}. They differ by "
+        f"{abs(one - other):.3g}; the norm of H is at least {scale:.3g} and the rounding of a product is {rounding:.3g}"
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_ire.curvature.basis_rows import orthonormalized
 from torch_ire.curvature.eigenpairs import Eigenpairs
+from torch_ire.curvature.error_bounds import allowed_errors, error_bounds
 from torch_ire.curvature.operator import Operator, as_operator
 from torch_ire.curvature.probes import ProbeSource
 from torch_ire.curvature.progress import progress_bar
@@ -125,23 +126,27 @@ class _Block:
         self._bounds: list[float] = []
         self._shift = 0.0
         self._scale = 0.0  # a lower bound of the norm of H
+        self._rounding = 0.0  # of a product, where it was measured
 
     def iterate(self) -> None:
         """One multiplication of the block, its Ritz pairs, and the next block."""
         products = torch.stack([self._H.matvec(row) for row in self.rows])
         if not bool(torch.isfinite(products).all()):
             raise FloatingPointError(f"matvec {self._H.num_matvecs}: the operator returned nan or inf")
-        small = (self.rows @ products.T).to(torch.float64).cpu()
         self._scale = max(self._scale, float(torch.linalg.vector_norm(products, dim=1).max()))
-        self._H.check_symmetric(small, self._scale)
-        values, turn = torch.linalg.eigh((small + small.T) / 2)
+        small, rounding = self._H.compressed(self.rows, products, self._scale)
+        self._rounding = max(self._rounding, rounding)
+        values, turn = torch.linalg.eigh(small)
         order = self._order(values)
         values, turn = values[order], turn[:, order].to(self.rows)
         self._ritz_rows, products = turn.T @ self.rows, turn.T @ products
         residual_rows = self._deflated(products - values.to(products)[:, None] * self._ritz_rows)
         self.values = values.tolist()
         self._residuals = torch.linalg.vector_norm(residual_rows, dim=1).tolist()
-        self._bounds = self._error_bounds()
+        known = torch.tensor(self._residuals, dtype=torch.float64)
+        wanted = self.wanted
+        bounds = error_bounds(values, known, values[wanted:], known[wanted:]) if len(values) > wanted else known
+        self._bounds = (bounds + self._rounding).tolist()
         sign = -1.0 if self._which == "smallest" else 1.0
         if self._which != "magnitude":
             self._shift = max(self._shift, -min(sign * v for v in self.values))
@@ -158,24 +163,11 @@ class _Block:
         key = {"largest": values, "smallest": -values, "magnitude": values.abs()}[self._which]
         return key.argsort(descending=True)
 
-    def _error_bounds(self) -> list[float]:
-        """Residual, or its square over the gap to the nearest value that is not sought."""
-        bounds = []
-        outside = self.values[self.wanted :]
-        for value, residual in zip(self.values, self._residuals, strict=True):
-            gap = min((abs(value - other) for other in outside), default=0.0)
-            bounds.append(residual if gap <= residual else residual * (residual / gap))
-        return bounds
-
     def _leading_converged(self) -> int:
         scale = max(abs(v) for v in [*self.values, *self._found_values])
-        smallest = torch.finfo(self._H.dtype).eps ** (2 / 3) * scale
-        done = 0
-        for value, bound in zip(self.values[: self.wanted], self._bounds, strict=False):
-            if bound > self._tol * max(abs(value), smallest):
-                break
-            done += 1
-        return done
+        values, bounds = torch.tensor([self.values[: self.wanted], self._bounds[: self.wanted]], dtype=torch.float64)
+        good = bounds <= allowed_errors(values, self._tol, scale, self._H.dtype)
+        return int(good.long().cumprod(0).sum())
 
     def _take(self, done: int) -> None:
         self._found = torch.cat([self._found, self._ritz_rows[:done]])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torch_ire.curvature.basis_rows import orthonormalized
 from torch_ire.curvature.eigenpairs import Eigenpairs
+from torch_ire.curvature.error_bounds import error_bounds
 from torch_ire.curvature.operator import Operator
 
 __all__ = ["rayleigh_ritz"]
@@ -42,16 +43,17 @@ def rayleigh_ritz(operator: Operator, rows: Tensor, *, tol: float, unwanted_valu
         products = torch.stack([operator.matvec(row) for row in rows])
     if not bool(torch.isfinite(products).all()):
         raise FloatingPointError(f"matvec {operator.num_matvecs}: the operator returned nan or inf")
-    small = (rows @ products.T).to(torch.float64).cpu()
-    operator.check_symmetric(small, float(torch.linalg.vector_norm(products, dim=1).max()))
-    values, turn = torch.linalg.eigh((small + small.T) / 2)
+    scale = float(torch.linalg.vector_norm(products, dim=1).max())
+    with operator.linearized():
+        small, rounding = operator.compressed(rows, products, scale)
+    values, turn = torch.linalg.eigh(small)
     values, turn = values.flip(0), turn.flip(1).to(rows)
     vectors, products = turn.T @ rows, turn.T @ products
     theta = values.to(rows)[:, None]
     residual_rows = products - theta * vectors
     residuals = torch.linalg.vector_norm(residual_rows, dim=1, dtype=torch.float64).cpu()
-    gaps = (values - unwanted_value).clamp(min=0.0).nan_to_num(nan=0.0)
-    bounds = torch.where(gaps > residuals, residuals * (residuals / gaps.clamp(min=1e-300)), residuals)
+    others = torch.tensor([] if math.isnan(unwanted_value) else [unwanted_value], dtype=torch.float64)
+    bounds = error_bounds(values, residuals, others, torch.zeros_like(others)) + rounding
     correctable = (residuals < _LONGEST_CORRECTION * values).to(rows.device)[:, None]
     divisors = theta.where(correctable, torch.ones_like(theta))
     improved = torch.where(correctable, vectors + residual_rows / divisors, vectors)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from torch_ire.curvature.eigenpairs import Eigenpairs
 from torch_ire.curvature.estimates import trace
@@ -24,7 +29,7 @@ class SharpnessRecord:
         step: the training step.
         lambda_max: largest Hessian eigenvalue.
         residual_norm: of that pair: an eigenvalue lies within it.
-        limit: 2 / lr, nan where no learning rate was given.
+        limit: 2 / lr; inf for lr = 0, nan without a learning rate.
         trace: estimated trace, nan where it was not asked for.
         trace_error: its standard error.
         num_matvecs: products taken.
@@ -61,7 +66,7 @@ class SharpnessTracker:
         k: leading eigenvalues to follow; `ritz_values` has all of the last measurement.
         tol: relative accuracy.
         trace_matvecs: products for a trace estimate each time; 0: none.
-        lr: a number, or a function without arguments that gives the present learning rate, for the line 2 / lr.
+        lr: a number or one-element tensor, or a function that returns one: the learning rate for the line 2 / lr.
         csv_path: a file that gets one line a measurement, written through at once.
         writer: a TensorBoard `SummaryWriter`, or anything with `add_scalar(name, value, step)`.
 
@@ -92,7 +97,7 @@ class SharpnessTracker:
         k: int = 1,
         tol: float = 1e-2,
         trace_matvecs: int = 0,
-        lr: float | Callable[[], float] | None = None,
+        lr: float | Tensor | Callable[[], float | Tensor] | None = None,
         csv_path: str | Path | None = None,
         writer: Any = None,
     ) -> None:
@@ -128,12 +133,11 @@ class SharpnessTracker:
         if pairs.interrupted or (estimate is not None and estimate.interrupted):
             raise KeyboardInterrupt  # Ctrl-C is meant for the training run around this
         self._last = pairs
-        lr = self._lr() if callable(self._lr) else self._lr
         record = SharpnessRecord(
-            step=step,
+            step=int(step),
             lambda_max=float(pairs.ritz_values[0]),
             residual_norm=float(pairs.residual_norms[0]),
-            limit=float("nan") if lr is None else 2.0 / lr,
+            limit=self._limit(),
             trace=float("nan") if estimate is None else estimate.value,
             trace_error=float("nan") if estimate is None else estimate.standard_error,
             num_matvecs=self._operator.num_matvecs - before,
@@ -142,15 +146,16 @@ class SharpnessTracker:
         self._write(record)
         return record
 
+    def _limit(self) -> float:
+        rate = self._lr() if callable(self._lr) else self._lr
+        if rate is None:
+            return math.nan
+        return 2.0 / float(rate) if rate else math.inf
+
     def _write(self, record: SharpnessRecord) -> None:
         row = asdict(record)
         if self._csv_path is not None:
-            fresh = not self._csv_path.exists() or self._csv_path.stat().st_size == 0
-            with self._csv_path.open("a", newline="") as file:
-                table = csv.DictWriter(file, list(row))
-                if fresh:
-                    table.writeheader()
-                table.writerow(row)
+            _append_row(self._csv_path, row)
         if self._writer is not None:
             for name in ("lambda_max", "limit", "trace"):
                 if row[name] == row[name]:  # nan: not asked for
@@ -170,3 +175,24 @@ class SharpnessTracker:
         ax.set(xlabel="step", ylabel="curvature", title="sharpness")
         ax.legend()
         return ax
+
+
+def _append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row, with a header in a new file; a write that fails is taken back, and the old rows stay."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(row))
+    with path.open("ab+") as file:
+        size = file.seek(0, io.SEEK_END)
+        if size == 0:
+            table.writeheader()
+        else:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":  # a row that a crash cut off
+                text.write("\r\n")
+        table.writerow(row)
+    try:
+        with path.open("ab") as file:
+            file.write(text.getvalue().encode())
+    except OSError:
+        os.truncate(path, size)
+        raise

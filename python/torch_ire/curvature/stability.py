@@ -21,7 +21,7 @@ __all__ = ["Stability", "amplified_operator", "stability"]
 
 Mask = Tensor | Sequence[Tensor] | FlatProjector
 
-#: Relative width to which kappa_max of gradient descent is bracketed.
+#: Width of the bracket of kappa_max for gradient descent, relative to 1 + kappa_max.
 _KAPPA_ACCURACY = 1e-3
 #: kappa is sought up to this; a mask on which the Hessian has no positive curvature allows any.
 _LARGEST_KAPPA = 1e6
@@ -162,6 +162,7 @@ def stability(
         4.0
     """
     H = as_operator(operator, size=size)
+    lr, kappa = float(lr), float(kappa)
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr: expected a positive number, got {lr}")
     if not (math.isfinite(kappa) and kappa >= 0):
@@ -283,26 +284,28 @@ class _Edge:
         return self._known[kappa]
 
     def critical_kappa(self, limit: float) -> float:
-        """Where it reaches the limit; it grows with kappa, at most in proportion to 1 + kappa."""
+        """The kappa at which the sharpness reaches the limit. Sharpness / (1 + kappa) does not increase with kappa."""
         if self.sharpness(0.0) >= limit:
             return 0.0
         low, high = 0.0, 1.0
         while self.sharpness(high) < limit:
-            # Sharpness grows at most like 1 + kappa, so this cannot overshoot by much.
             low, high = high, max(2.0 * high, (1.0 + high) * limit / max(self.sharpness(high), 1e-300) - 1.0)
             if high > _LARGEST_KAPPA:
                 return math.inf
-        while high - low > _KAPPA_ACCURACY * high:
-            a, b = self.sharpness(low), self.sharpness(high)
-            middle = low + (high - low) * (limit - a) / (b - a) if b > a else (low + high) / 2
-            # The curve is convex where it matters, so the secant falls short; a nudge brackets from the other side.
-            margin = 0.4 * _KAPPA_ACCURACY * high
-            middle = min(max(middle + margin, low + margin), high - margin)
+        secant = True
+        while high - low > _KAPPA_ACCURACY * (1.0 + high):
+            middle = (low + high) / 2
+            if secant:
+                a, b = self.sharpness(low), self.sharpness(high)
+                # The curve is convex, so the secant falls short; the margin brackets from the other side.
+                margin = 0.4 * _KAPPA_ACCURACY * (1.0 + high)
+                middle = min(max(low + (high - low) * (limit - a) / (b - a) + margin, low + margin), high - margin)
+            secant = not secant  # bisection every other time bounds the number of turns
             if self.sharpness(middle) < limit:
                 low = middle
             else:
                 high = middle
-        return (low + high) / 2
+        return low
 
 
 def _ratio(room: float, curvature: float) -> float:

@@ -1,4 +1,4 @@
-"""Every setting of the demo in one place: the two parts, their methods, the learning rates that each method tries."""
+"""All settings of the demo: the two parts, their methods, and the learning rates that each method tries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Method:
     """One row of the table.
 
     Args:
-        name: what the table calls it; unique within a part.
+        name: its name in the table; unique within a part.
         optimizer: ``"sgd"``, ``"sam"`` (on SGD) or ``"adamw"``.
-        role: ``"base"`` is the plain optimizer, ``"enhanced"`` has IRE, ``"random"`` has IRE with a random mask.
-        curvature: the ``curvature`` argument of the optimizer; None for the base.
+        role: ``"base"``: the plain optimizer; ``"enhanced"``: with IRE; ``"random"``: with IRE and a random mask.
+        curvature: the ``curvature`` argument of the optimizer; ``None`` for the base.
     """
 
     name: str
@@ -27,28 +27,28 @@ class Method:
 
 @dataclass(frozen=True)
 class Part:
-    """One half of the demo: a model, its data, the methods that train it and the settings that they share.
+    """One half of the demo: a model, its data, the methods that train it, and their common settings.
 
     Args:
         name: ``"digits"`` or ``"text"``; chooses data and model.
         title: headline of table and picture.
         subject: data and model in a few words.
-        metric: what is compared, measured on the test split.
+        metric: the compared quantity, measured on the test split.
         higher_is_better: direction of ``metric``.
-        methods: rows of the table; every enhanced one has a base and a random one with the same ``optimizer``.
-        lrs: learning rates that every method tries; the best on the validation split goes to the table. Each is
-            1 + kappa times the one before, so that the base also runs at the rate that IRE gives flat coordinates.
-        steps: optimizer steps a run.
-        batch_size: examples (images, windows of text) a step.
+        methods: rows of the table; every enhanced method has a base and a random one with the same ``optimizer``.
+        lrs: learning rates that every method tries; the table shows the best on the validation split. Each is
+            1 + kappa times the one before, so the base also runs at the rate that IRE gives to flat coordinates.
+        steps: optimizer steps per run.
+        batch_size: examples (images, windows of text) per step.
         evaluate_every: steps between two points of a curve.
         warmup_steps: steps of linear warm-up of the learning rate; IRE starts after them (T_w of the paper).
         final_lr_share: the cosine schedule ends at this share of the learning rate.
         momentum: of SGD and SAM.
         betas: of AdamW.
         weight_decay: of the base optimizer.
-        clip_norm: largest norm of the training gradient; None to leave it.
+        clip_norm: largest norm of the training gradient; ``None``: no clipping.
         rho: radius of SAM.
-        kappa, gamma, mask_interval: of IRE, the same for every method that has it.
+        kappa, gamma, mask_interval: of IRE, the same for every method with IRE.
         width: of the model.
         num_layers, num_heads, context: of the Transformer.
     """
@@ -79,7 +79,7 @@ class Part:
     context: int = 0
 
     def control(self, method: Method, role: Role) -> Method:
-        """The base or the random mask that an enhanced method is judged against."""
+        """The control of an enhanced method: its base or its random mask."""
         (found,) = (m for m in self.methods if m.optimizer == method.optimizer and m.role == role)
         return found
 
@@ -135,13 +135,13 @@ TEXT = Part(
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call of the demo does.
+    """The extent of one run of the demo.
 
     Args:
         parts: digits, then text.
         seeds: runs of each setting.
-        probes: Hessian-vector products a trace.
-        caution: said before and after the run; empty where nothing was cut short.
+        probes: Hessian-vector products per trace.
+        caution: printed before and after a shortened run; else empty.
     """
 
     parts: tuple[Part, Part]
@@ -158,5 +158,5 @@ QUICK = Plan(
     ),
     seeds=2,
     probes=3,
-    caution="Quick run: fewer steps, seeds and learning rates. It shows that everything works; it is no evidence.",
+    caution="Quick run: fewer steps, seeds and learning rates. It shows that everything works and is no evidence.",
 )

@@ -1,4 +1,4 @@
-"""The two data sets, both already on the disk of whoever installed the demo: no download."""
+"""The two data sets. Both come with the installed packages: no download."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from torch_ire.demo.config import Part
 
-# Newline, printable ASCII, and one symbol for every other character: the same 97 whatever Python's documentation holds.
+# Newline, printable ASCII, and one symbol for all other characters: 97, independent of the version of Python.
 VOCABULARY = 97
 _NEWLINE, _OTHER = 0, 96
-# The text is dealt out in this many stretches, so that training, validation and test text come from all over it.
+# The text is split into this many stretches, so that training, validation and test text come from all parts of it.
 _STRETCHES = 40
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as arrays (they travel to other processes), handed out as tensors.
+    """Examples, stored as arrays because they go to other processes, and returned as tensors.
 
     Args:
         inputs: images ``(n, 1, 8, 8)`` float32, or characters ``(n,)`` uint8.
         targets: int64 ``(n,)`` digits, or uint8 ``(n,)``, the character after each of ``inputs``.
-        window: 0 when a row is an example; else an example is ``window`` neighbouring rows, starting anywhere.
+        window: 0: each row is an example; else an example is ``window`` neighbouring rows, from any start.
     """
 
     inputs: NDArray[np.generic]
@@ -33,7 +33,7 @@ class Split:
     window: int = 0
 
     def __len__(self) -> int:
-        """Number of places where an example can start."""
+        """The number of rows at which an example can start."""
         return len(self.inputs) - max(self.window - 1, 0)
 
     def examples(self, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,13 +47,13 @@ class Split:
     def spread(self, most: int) -> tuple[Tensor, Tensor]:
         """At most ``most`` examples, evenly spread over the split; windows do not overlap."""
         starts = torch.arange(0, len(self), max(self.window, 1))
-        chosen = torch.linspace(0, len(starts) - 1, min(most, len(starts))).long()
+        chosen = torch.linspace(0, len(starts) - 1, min(most, len(starts)), dtype=torch.float32).long()
         return self.examples(starts[chosen])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation (chooses the learning rate) and test (goes to the table) splits."""
+    """The splits: training, validation (chooses the learning rate) and test (for the table)."""
 
     train: Split
     validation: Split
@@ -66,7 +66,7 @@ def load_digits() -> Dataset:
 
     pixels, digits = load(return_X_y=True)
     images = (pixels.astype(np.float32) / 16.0 - 0.3).reshape(-1, 1, 8, 8)
-    # The split is part of the data: the same for every method and every seed.
+    # The split is the same for every method and every seed.
     order = np.random.default_rng(2405).permutation(len(images))
     images, labels = images[order], digits[order].astype(np.int64)
     return Dataset(
@@ -90,7 +90,7 @@ def encode(text: str) -> NDArray[np.uint8]:
 
 
 def load_text(window: int) -> Dataset:
-    """The help topics that every CPython carries: 80 % to train, 10 % each to validate and to test.
+    """The help topics of CPython: 80 % to train, 10 % each to validate and to test.
 
     The text differs between Python versions; only its split into interleaved stretches is fixed.
 
@@ -105,7 +105,7 @@ def load_text(window: int) -> Dataset:
 
 
 def split_text(text: str, window: int) -> Dataset:
-    """Deals a text out: of every ten stretches eight to training, one to validation, one to test."""
+    """Splits a text: of every ten stretches eight for training, one for validation, one for test."""
     codes = encode(text)
     if len(codes) < _STRETCHES * 2 * (window + 1):
         raise ValueError(f"split_text: expected at least {_STRETCHES * 2 * (window + 1)} characters, got {len(codes)}")

@@ -59,11 +59,11 @@ class DigitsResNet(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which position t sees positions 0..t, the near ones best.
+    """Multi-head attention in which position t sees positions 0..t, near positions best.
 
-    Scores fall linearly with distance, at a slope of its own for each head (ALiBi, Press et al. 2022), which tells the
-    heads where they are and lets a short run find the neighbouring characters at once. Written out instead of calling
-    the fused kernel, because the Hessian trace needs a second derivative, which the fused kernels do not have.
+    Scores fall linearly with distance, with a slope per head (ALiBi, Press et al. 2022): a short run finds the
+    neighbouring characters at once. It does not call a fused kernel, because the Hessian trace needs a second
+    derivative.
     """
 
     def __init__(self, width: int, num_heads: int, context: int) -> None:

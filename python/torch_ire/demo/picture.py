@@ -1,4 +1,4 @@
-"""The picture: curves on the left, what flatness and learning rate have to do with them on the right."""
+"""The picture: training curves on the left, flatness and learning rates on the right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch_ire.demo.results import Estimate, PartResults, judge, mean_curve
 
 @dataclass(frozen=True)
 class Ink:
-    """How a method is drawn: colour, line style and marker differ at once, so that no reader depends on colour."""
+    """Colour, line style and marker of a method: each differs, so no reader depends on colour."""
 
     color: str
     line: str
@@ -88,9 +88,9 @@ def draw_curves(axes: Axes, results: PartResults) -> None:
 
 
 def draw_flatness(axes: Axes, results: PartResults) -> None:
-    """Test metric against Hessian trace: one small mark a seed, one large mark for their mean.
+    """Test metric against Hessian trace: one small mark per seed, one large mark for their mean.
 
-    Each method runs at the best learning rate of its base: a lower rate alone ends in a sharper minimum.
+    Each method runs at the best learning rate of its base, because a lower rate alone ends in a sharper minimum.
     """
     all_traces: list[float] = []
     for method in results.part.methods:
@@ -112,7 +112,7 @@ def draw_flatness(axes: Axes, results: PartResults) -> None:
 
 
 def draw_learning_rates(axes: Axes, results: PartResults) -> None:
-    """Test metric against learning rate, with one deviation as error bars: is IRE only a larger step?"""
+    """Test metric against learning rate, with one deviation as error bars: shows whether IRE is only a larger step."""
     part = results.part
     for place, row in enumerate(results.rows):
         ink = ink_of(row.method)
@@ -165,7 +165,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _zoom(axes: Axes, results: PartResults) -> None:
-    # The first points of a curve are far from the others and would flatten everything that matters.
+    # The first points of a curve are far from the others; with them the rest would look flat.
     curves = [mean_curve(row.runs)[1] for row in results.rows]
     late = np.concatenate([curve[len(curve) // 2 :] for curve in curves])
     late = late[np.isfinite(late)]

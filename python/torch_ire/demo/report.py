@@ -1,4 +1,4 @@
-"""What the demo prints: one table and, under it, what the table allows to say."""
+"""The output of the demo: a table, and the conclusions that it supports."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def format_estimate(estimate: Estimate, digits: int) -> str:
 
 
 def format_score(part: Part, estimate: Estimate) -> str:
-    """A part's metric: per cent with two digits, or nats with three."""
+    """The metric of a part: per cent with two digits, or nats with three."""
     return format_estimate(estimate, 2) + " %" if part.higher_is_better else format_estimate(estimate, 3)
 
 
 def format_trace(trace: Estimate) -> str:
-    """A Hessian trace: whole numbers where it is large."""
+    """A Hessian trace: a whole number if it is large."""
     return format_estimate(trace, 0 if trace.mean >= 10 else 1)
 
 
 def build_table(parts: Sequence[PartResults]) -> Table:
-    """The table: one section a part, one row a method, the best score of each section in bold; fits 80 columns."""
+    """The table: a section per part, a row per method, the best score of each section in bold; fits 80 columns."""
     seeds = len(parts[0].rows[0].runs)
     table = Table(
         title=f"Mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}", box=SIMPLE, collapse_padding=True
@@ -66,16 +66,16 @@ def build_table(parts: Sequence[PartResults]) -> Table:
 
 
 def sentences(verdict: Verdict, part: Part) -> str:
-    """What a verdict rests on, in plain words, one fact a line."""
+    """The facts behind a verdict, one per line."""
     row, base, random = verdict.row, verdict.base, verdict.random
     meaning = {
-        Outcome.HELPED: "Ahead of both controls by more than the seeds spread.",
+        Outcome.HELPED: "Ahead of both controls by more than the spread of the seeds.",
         Outcome.LARGER_STEP: (
-            f"Ahead of {base.method.name}, but not of a mask drawn at random: larger steps helped, not the curvature."
+            f"Ahead of {base.method.name}, but not of a random mask: larger steps helped, not the curvature."
         ),
         Outcome.NO_GAIN: f"Within the spread of the seeds of a tuned {base.method.name}.",
-        Outcome.HARMED: f"Behind a tuned {base.method.name} by more than the seeds spread.",
-        Outcome.UNKNOWN: "One seed has no spread, so this says nothing; use --seeds 3.",
+        Outcome.HARMED: f"Behind a tuned {base.method.name} by more than the spread of the seeds.",
+        Outcome.UNKNOWN: "One seed has no spread and supports no conclusion; use --seeds 3.",
     }[verdict.outcome]
     flatness = {1: "flatter than", 0: "as flat as", -1: "sharper than"}
     trace, base_trace, random_trace = map(format_trace, verdict.traces)
@@ -95,7 +95,7 @@ def sentences(verdict: Verdict, part: Part) -> str:
         ),
     ]
     if verdict.outcome is Outcome.HELPED and (is_at_edge(part, base) or is_at_edge(part, random)):
-        lines.append("A control did best at the end of the learning rates: with more of them it could catch up.")
+        lines.append("A control did best at the lowest or highest learning rate: with a wider range it could catch up.")
     return "\n".join(lines)
 
 

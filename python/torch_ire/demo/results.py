@@ -1,4 +1,4 @@
-"""From runs to rows: the best learning rate of each method, means and spreads, and what they allow to say."""
+"""From runs to rows: the best learning rate of each method, means, spreads, and verdicts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Setting = tuple[Method, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean and sample standard deviation over the seeds; no deviation (None) from a single seed."""
+    """Mean and sample standard deviation over the seeds; the deviation of a single seed is ``None``."""
 
     mean: float
     std: float | None
 
     @classmethod
     def over(cls, values: Sequence[float]) -> Estimate:
-        """The estimate from one value a seed; nan and nan where a seed diverged."""
+        """The estimate from one value per seed; nan and nan if a seed diverged."""
         if not np.isfinite(values).all():
             return cls(float("nan"), float("nan"))
         return cls(fmean(values), stdev(values) if len(values) > 1 else None)
@@ -34,16 +34,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """A method at the learning rate that did best on the validation split.
+    """A method at its best learning rate on the validation split.
 
     Args:
-        method: which.
+        method: the method.
         lr: that learning rate.
-        runs: one a seed.
+        runs: one per seed.
         score: the part's metric on the test split.
         trace: Hessian trace over the seeds.
         seconds_per_step: over the runs of every learning rate.
-        optimizer_bytes: bytes a parameter.
+        optimizer_bytes: bytes per parameter.
     """
 
     method: Method
@@ -57,13 +57,13 @@ class Row:
 
 @dataclass(frozen=True)
 class PartResults:
-    """Everything that one part measured.
+    """All measurements of one part.
 
     Args:
         part: its settings.
-        rows: one a method, in the order of ``part.methods``.
-        runs: of every method and learning rate, one a seed.
-        traces: Hessian traces at ``traced`` settings, one a seed.
+        rows: one per method, in the order of ``part.methods``.
+        runs: one per method, learning rate and seed.
+        traces: Hessian traces at the ``traced`` settings, one per seed.
         resolution: smallest difference of the metric that the test split can show.
     """
 
@@ -100,9 +100,9 @@ def best_lrs(part: Part, runs: Sequence[Run]) -> dict[Method, float]:
 
 
 def traced(part: Part, runs: Sequence[Run]) -> list[Setting]:
-    """Settings whose Hessian trace is wanted: each method at its own best learning rate and at that of its base.
+    """The settings to measure the Hessian trace at: each method at its best learning rate and at that of its base.
 
-    A lower rate alone ends in a sharper minimum, so flatness is judged where all have the same rate.
+    A lower rate alone ends in a sharper minimum, so flatness is compared at equal rates.
     """
     best = best_lrs(part, runs)
     own = [(method, lr) for method, lr in best.items()]
@@ -152,7 +152,7 @@ def mean_curve(runs: Sequence[Run]) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 class Outcome(Enum):
-    """What the seeds allow to say about IRE on one optimizer."""
+    """The conclusion about IRE on one optimizer that the seeds support."""
 
     HELPED = "helped"
     LARGER_STEP = "no better than a random mask"
@@ -172,8 +172,8 @@ class Verdict:
         behind_base_at: learning rates at which the base beats it.
         ahead_of_random_at: learning rates at which it beats the random mask run at that same rate.
         traces: Hessian traces of method, base and random mask, all at the base's best learning rate.
-        flatter_than_base: 1 if its trace is below that of the base by more than the seeds spread, -1 if it is above by
-            more, else 0.
+        flatter_than_base: 1 if its trace is below that of the base by more than the spread of the seeds, -1 if it is
+            above by more, else 0.
         flatter_than_random: the same against the random mask.
     """
 
@@ -195,10 +195,10 @@ class Verdict:
 
 
 def compare(better: Estimate, worse: Estimate, higher_is_better: bool, resolution: float = 0.0) -> int:
-    """+1 if the first beats the second by more than the seeds spread, -1 if it loses by more, else 0.
+    """+1 if the first beats the second by more than the spread of the seeds, -1 if it loses by more, else 0.
 
-    The spread is the larger of the two standard deviations, and at least ``resolution``. Anything finite beats what
-    diverged. Without deviations (one seed) nothing can be said: 0.
+    The spread is the larger of the two standard deviations, and at least ``resolution``. A finite mean beats a diverged
+    one. Without deviations (one seed) the answer is 0.
     """
     finite = np.isfinite([better.mean, worse.mean])
     if not finite.all():

@@ -1,4 +1,4 @@
-"""The demo from start to end: data, runs, traces, table, verdict, picture."""
+"""The whole demo: data, runs, traces, table, verdict, picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torch_ire.demo.workers import Workers
 def jobs_of(part: Part, seeds: int) -> list[Job]:
     """Every method at every learning rate with every seed.
 
-    The methods are innermost, so that whatever slows the machine down for a while slows all of them down.
+    The methods are innermost, so that a slow phase of the machine affects all of them.
     """
     return [Job(part, method, lr, seed) for seed in range(seeds) for lr in part.lrs for method in part.methods]
 
@@ -40,11 +40,11 @@ def run(plan: Plan, seeds: int, picture_path: Path, console: Console, workers: i
         plan: what to train.
         seeds: runs of each setting, at least 1.
         picture_path: PNG to write.
-        console: to print on.
-        workers: processes of one thread each; 1 stays in this one.
+        console: for the output.
+        workers: number of processes, of one thread each; 1 runs everything in this one.
     """
     start = perf_counter()
-    console.print("IRE (arXiv 2405.20763) beside its base optimizers, on data that is already here:", style="bold")
+    console.print("IRE (arXiv 2405.20763) beside its base optimizers, without a download:", style="bold")
     for part in plan.parts:
         console.print(f"- {part.subject}")
     if plan.caution:
@@ -81,7 +81,7 @@ def _measure(
     ]
     bars["traces"] = progress.add_task("Hessian traces", total=len(trace_jobs))
     values = pool.run(trace_of_run, trace_jobs, lambda job, steps: progress.advance(bars["traces"], steps))
-    # The last counts of a worker can still be on their way when its last result is here.
+    # The last counts of a worker may arrive after its last result.
     for bar in progress.tasks:
         progress.update(bar.id, completed=bar.total)
     traces: dict[str, dict[Setting, list[float]]] = {part.name: {} for part in plan.parts}
@@ -92,7 +92,7 @@ def _measure(
 
 
 def _resolution(part: Part, dataset: data.Dataset) -> float:
-    # One image more or less is the smallest step of an accuracy; a loss has no such step.
+    # One image is the smallest difference of an accuracy; a loss has none.
     return 100.0 / len(dataset.test) if part.higher_is_better else 0.0
 
 

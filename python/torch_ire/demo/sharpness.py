@@ -1,4 +1,4 @@
-"""Trace of the Hessian of a trained model: small where the minimum is flat."""
+"""The trace of the Hessian of a trained model; flat minima have a small one."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def trace_of_run(job: TraceJob, data: Mapping[str, Dataset], on_steps: Callable[
     BatchNorm uses its running statistics, which makes the loss a function of the weights alone.
 
     Args:
-        job: the run, and how many products to take.
+        job: the run, and the number of products.
         data: by name of the part.
         on_steps: called with 1 when done.
 
     Returns:
-        The trace; nan where the run diverged.
+        The trace; nan if the run diverged.
     """
     part, seed = job.run.job.part, job.run.job.seed
     model = build_model(part)

@@ -1,4 +1,4 @@
-"""One training run: the loop that the README shows, with clocks and curves around it."""
+"""One training run: the loop of the README, with timing and evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch_ire.demo.config import Method, Part
 from torch_ire.demo.data import VOCABULARY, Dataset, Split
 from torch_ire.demo.models import CharTransformer, DigitsResNet
 
-# The first steps allocate the optimizer's state and warm the caches; they are left out of the time of a step.
+# The first steps allocate the optimizer's state and warm the caches: the time per step leaves them out.
 _UNTIMED_STEPS = 5
 _EVALUATION_BATCH = 128
 _WITH_FISHER = (torch_ire.AdmIRE, torch_ire.SGDIRE, torch_ire.SAMIRE)
@@ -41,17 +41,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of a job.
+    """The outcome of a job.
 
     Args:
-        job: what was run.
+        job: the job.
         curve_steps: steps after which the validation split was evaluated.
         curve: the part's metric on the validation split after each of ``curve_steps``.
         test: the part's metric on the test split after the last step.
         seconds_per_step: mean over the steps, mask refreshes and SAM's second pass included, evaluation excluded.
-            CPU time of the one thread that a run has: what else the machine does meanwhile does not count.
-        optimizer_bytes: bytes that the optimizer holds for each parameter, measured after the last step.
-        weights: parameters and buffers at the end, for the sharpness that is measured later.
+            CPU time of the single thread of a run, independent of other load.
+        optimizer_bytes: bytes that the optimizer holds per parameter, measured after the last step.
+        weights: parameters and buffers at the end, for the measurement of sharpness.
     """
 
     job: Job
@@ -71,7 +71,7 @@ def build_model(part: Part) -> nn.Module:
 
 
 def build_optimizer(job: Job, params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The fused optimizer of torch itself for the bases SGD and AdamW, ours for everything else."""
+    """The fused SGD and AdamW of torch for these two bases, our optimizers for all other methods."""
     part, method, lr = job.part, job.method, job.lr
     ire: dict[str, Any] = {
         "kappa": part.kappa,
@@ -82,7 +82,7 @@ def build_optimizer(job: Job, params: list[nn.Parameter]) -> torch.optim.Optimiz
         "seed": job.seed,
     }
     if method.role == "base":
-        # kappa = 0 is the base optimizer: this is how SAM, which torch does not have, gets its own row.
+        # kappa = 0 is the base optimizer: torch has no SAM.
         ire = {"kappa": 0.0}
     if method.optimizer == "adamw":
         if method.role == "base":
@@ -105,12 +105,13 @@ def learning_rate(part: Part, lr: float, step: int) -> float:
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> float:
-    """Bytes of every tensor that an optimizer holds beside the parameters, over the number of parameters.
+    """Bytes of all tensors that an optimizer holds beside the parameters, per parameter.
 
-    Its ``state`` and what it keeps outside of that, such as SAM's copy of the unperturbed weights.
+    They are those in ``state`` and in its other attributes, such as SAM's copy of the unperturbed weights.
     """
     params = [param for group in optimizer.param_groups for param in group["params"]]
     sizes: dict[int, int] = {}
+    seen: set[int] = set()
     pending: list[object] = [value for name, value in vars(optimizer).items() if name != "param_groups"]
     while pending:
         value = pending.pop()
@@ -121,6 +122,10 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> float:
             pending.extend(value.values())
         elif isinstance(value, list | tuple):
             pending.extend(value)
+        elif type(value).__module__.startswith("torch_ire.") and id(value) not in seen:
+            seen.add(id(value))
+            names = (*getattr(value, "__dict__", ()), *getattr(value, "__slots__", ()))
+            pending.extend(getattr(value, name, None) for name in names)
     for param in params:
         sizes.pop(param.untyped_storage().data_ptr(), None)
     num_parameters: int = sum(param.numel() for param in params)
@@ -134,7 +139,7 @@ def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(part: Part, model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """The part's metric: accuracy in per cent, or cross-entropy in nats a character."""
+    """The part's metric: accuracy in per cent, or cross-entropy in nats per character."""
     model.eval()
     total = 0.0
     for x, y in zip(torch.split(inputs, _EVALUATION_BATCH), torch.split(targets, _EVALUATION_BATCH), strict=True):
@@ -164,13 +169,13 @@ class Trainer:
         self._labels = torch_ire.LabelGenerator(job.seed)
 
     def step(self, number: int) -> None:
-        """One step of the base optimizer, after a mask refresh where one is due."""
+        """One step of the base optimizer, after a mask refresh if one is due."""
         part, optimizer = self.job.part, self.optimizer
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(part, self.job.lr, number)
         starts = torch.randint(len(self._train), (part.batch_size,), generator=self._batches)
         inputs, targets = self._train.examples(starts)
-        # Only the Fisher diagonal asks for a pass of its own; the other masks are refreshed inside step().
+        # Only the Fisher diagonal needs a pass of its own; step() refreshes the other masks.
         if isinstance(optimizer, _WITH_FISHER) and self.job.method.role == "enhanced" and optimizer.mask_due():
             with torch_ire.frozen_batch_norm(self.model):
                 backward(torch_ire.sampled_cross_entropy(self.model(inputs), generator=self._labels))
@@ -196,12 +201,12 @@ def train(job: Job, data: Mapping[str, Dataset], on_steps: Callable[[int], None]
     """Runs a job on the calling thread.
 
     Args:
-        job: what to run.
+        job: the job.
         data: by name of the part.
-        on_steps: called now and then with the number of steps done since its last call.
+        on_steps: called after each evaluation with the number of steps since its last call.
 
     Returns:
-        The run; a diverged one has a metric that is not finite.
+        The run; the metric of a diverged run is not finite.
     """
     part = job.part
     splits = data[part.name]

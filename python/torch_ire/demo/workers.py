@@ -1,6 +1,6 @@
-"""Runs the jobs on every core, one thread each, and says how far they are.
+"""Runs the jobs on every core, one thread each, and reports their progress.
 
-Models this small leave a second thread idle, so two processes finish in about half the time of one with two threads.
+Models this small leave a second thread idle: two processes take about half the time of one with two threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch_ire.demo.data import Dataset
 OnSteps = Callable[[int], None]
 JobT = TypeVar("JobT")
 OutcomeT = TypeVar("OutcomeT")
-# What a worker calls: a function of the module level, so that it can be named to another process.
+# The function that a worker calls; at module level, so that it can be pickled.
 JobFunction = Callable[[JobT, Mapping[str, Dataset], OnSteps], OutcomeT]
 
 _POLL_SECONDS = 0.2
@@ -34,26 +34,26 @@ _MOST_WORKERS = 8
 
 
 def worker_count() -> int:
-    """One worker for each core that this process may use, eight at most: there are not enough jobs for more."""
+    """One worker per core that this process may use, at most eight: there are not enough jobs for more."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST_WORKERS)
 
 
-# In a worker process: a queue or an event reaches it only while it starts, so what every job needs waits here.
+# The data, queue and event of a worker process, which it gets when it starts.
 _worker: tuple[Mapping[str, Dataset], Queue[tuple[int, int]], Event] | None = None
 
 
 def _start_worker(data: Mapping[str, Dataset], steps: Queue[tuple[int, int]], stop: Event) -> None:
     global _worker
     _worker = data, steps, stop
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it, by setting ``stop``.
+    # Ctrl-C reaches every process of the terminal; only the parent handles it, by setting ``stop``.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    # A killed parent closes no queue, and its workers would wait for the next job for ever.
+    # A killed parent closes no queue: its workers would wait for the next job for ever.
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -73,7 +73,7 @@ def _run_in_worker(function: JobFunction[Any, Any], index: int, job: Any) -> Any
 
 
 class Workers:
-    """A pool of spawned processes that hold the data; with ``count=1`` everything runs in this process.
+    """A pool of spawned processes that hold the data; with ``count=1`` all jobs run in this process.
 
     Args:
         data: by name of the part.
@@ -113,7 +113,7 @@ class Workers:
             on_steps: called in this process with a job and the number of steps that it has just finished.
 
         Raises:
-            Whatever a job raised, as soon as it did.
+            Exception: The first exception of a job, at once.
         """
         if self._pool is None:
             threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""For Lightning's Trainer."""
+"""The callback for Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch_ire.batch_norm import frozen_batch_norm
 from torch_ire.integrations.refreshes import Refreshes
 from torch_ire.mask_pass import ire_of, refresh_mask
-from torch_ire.optim import IRE, SAMIRE
+from torch_ire.optim import IRE, SAMIRE, StepInBackward
 from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.sampled_loss import LabelGenerator
 
@@ -23,24 +23,25 @@ __all__ = ["IRECallback"]
 
 
 class IRECallback(Callback):
-    """Refreshes the flat masks where they are due, and looks after what SAM needs under automatic optimization.
+    """Refreshes the flat masks when they are due, and freezes BatchNorm in the second pass of SAM.
 
-    The pass of the mask comes before the training step of a batch and uses this batch, under the Trainer's precision.
-    Training gradients, BatchNorm statistics and random numbers are left as they are, so that a run with ``kappa=0`` is
-    the run without the callback.
+    The pass comes before the training step of a batch and uses this batch, under the Trainer's precision and loss
+    scale. Training gradients, buffers and random numbers are left as found, so a run with ``kappa=0`` is the run
+    without the callback.
 
-    With :class:`torch_ire.SAMIRE` and automatic optimization the Trainer's closure runs twice a step; BatchNorm
-    statistics are frozen in the second, perturbed run. What cannot work that way (accumulated batches, GradScaler) is
-    refused with a way out.
+    With :class:`torch_ire.SAMIRE` under automatic optimization the Trainer's closure runs twice per step; BatchNorm
+    statistics are frozen in the second, perturbed run. Accumulated batches and a GradScaler do not work that way: both
+    are refused, with the way to do it.
 
     Args:
-        forward: ``forward(module, batch)`` in place of ``module(inputs)``, where the LightningModule has no ``forward``
+        forward: ``forward(module, batch)`` in place of ``module(inputs)``, for a LightningModule without a ``forward``
             that returns logits; as for :func:`torch_ire.refresh_mask`.
+        class_dim: As for :func:`torch_ire.refresh_mask`.
         ignore_index: The target of positions to leave out.
-        generator: Where the labels' random numbers come from; ``None``: the default one, whose position the Trainer's
-            checkpoints hold as part of the optimizer.
-        log: Whether to log :func:`torch_ire.scalars` after each batch with a refreshed mask, as ``log_dict`` of the
-            module does.
+        generator: Draws the labels; ``None``: ``label_generator`` of each optimizer, whose position is part of the
+            Trainer's checkpoints.
+        log: Whether to log :func:`torch_ire.scalars` through ``log_dict`` of the module, after each batch with a
+            refreshed mask.
 
     Raises:
         TypeError: At the start of training, if no optimizer has IRE.
@@ -59,18 +60,24 @@ class IRECallback(Callback):
         self,
         *,
         forward: Callable[[Any, Any], Any] | None = None,
+        class_dim: int | None = None,
         ignore_index: int = -100,
         generator: LabelGenerator | None = None,
         log: bool = False,
     ) -> None:
-        self._options: dict[str, Any] = {"forward": forward, "ignore_index": ignore_index, "generator": generator}
+        self._options: dict[str, Any] = {
+            "forward": forward,
+            "class_dim": class_dim,
+            "ignore_index": ignore_index,
+            "generator": generator,
+        }
         self._log = log
-        self._handles: list[IREOptimizer | IRE] = []
+        self._handles: list[IREOptimizer | IRE | StepInBackward] = []
         self._refreshes: list[Refreshes] = []
         self._frozen = contextlib.ExitStack()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Finds the optimizers that have IRE, and refuses what they could not do under this Trainer."""
+        """Finds the optimizers that have IRE, and refuses combinations with the Trainer's options that do not work."""
         self._handles = []
         for optimizer in trainer.optimizers:
             with contextlib.suppress(TypeError):
@@ -78,7 +85,7 @@ class IRECallback(Callback):
                 if not any(handle is known for known in self._handles):
                     self._handles.append(handle)
         if not self._handles:
-            ire_of(trainer.optimizers[0])  # which says what it expects
+            ire_of(trainer.optimizers[0])  # raises
         self._refreshes = [Refreshes(handle) for handle in self._handles] if self._log else []
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         for handle in self._handles:
@@ -86,7 +93,7 @@ class IRECallback(Callback):
                 _refuse_half_sam(scaler, trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """The pass, where it is due."""
+        """Makes the pass if it is due."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         for handle in self._handles:
             with trainer.precision_plugin.train_step_context():
@@ -95,15 +102,15 @@ class IRECallback(Callback):
                 )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """What a refreshed mask has changed, to the loggers."""
+        """Logs the numbers of a refreshed mask."""
         for i, refreshes in enumerate(self._refreshes):
-            numbers = refreshes.news()
+            numbers = refreshes.poll()
             if numbers is not None:
                 prefix = f"{i}/" if len(self._refreshes) > 1 else ""
                 pl_module.log_dict({prefix + name: value for name, value in numbers.items()})
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Called after each run of a SAM step's closure: BatchNorm is frozen in the one that follows the first."""
+        """Freezes BatchNorm after the first run of a SAM step's closure, thaws it after the second."""
         if not (isinstance(optimizer, SAMIRE) and pl_module.automatic_optimization):
             return
         if optimizer.is_perturbed:
@@ -112,7 +119,7 @@ class IRECallback(Callback):
             self._frozen.enter_context(frozen_batch_norm(pl_module))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Thaws BatchNorm where the perturbed run has failed."""
+        """Thaws BatchNorm if the perturbed run has failed."""
         self._frozen.close()
 
 

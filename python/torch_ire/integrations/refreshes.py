@@ -1,25 +1,25 @@
-"""What the callbacks log: the numbers of a handle after each refresh of its masks, whoever has made it."""
+"""Notices refreshes of masks, for callbacks that log them."""
 
 from __future__ import annotations
 
 from torch_ire.monitoring import scalars
-from torch_ire.optim import IRE
+from torch_ire.optim import IRE, StepInBackward
 from torch_ire.optim.ire_optimizer import IREOptimizer
 
 
 class Refreshes:
-    """Notices refreshes of a handle's masks, those included that ``step()`` makes by itself.
+    """Notices refreshes of a handle's masks, also those that ``step()`` makes itself.
 
     Args:
-        handle: An optimizer of this library, or the handle of ``IRE(...)``.
+        handle: An optimizer of this library, a ``StepInBackward``, or the handle of ``IRE(...)``.
     """
 
-    def __init__(self, handle: IREOptimizer | IRE) -> None:
+    def __init__(self, handle: IREOptimizer | IRE | StepInBackward) -> None:
         self._handle = handle
         self._seen = self._steps()
 
-    def news(self) -> dict[str, float] | None:
-        """:func:`torch_ire.scalars` if a mask has been refreshed since the last call; all ranks have to ask."""
+    def poll(self) -> dict[str, float] | None:
+        """:func:`torch_ire.scalars` if a mask has been refreshed since the last call; all ranks have to call."""
         steps = self._steps()
         if steps == self._seen:
             return None
@@ -27,5 +27,4 @@ class Refreshes:
         return scalars(self._handle, over_mesh=True)
 
     def _steps(self) -> list[int]:
-        optimizers = [self._handle] if isinstance(self._handle, IREOptimizer) else self._handle.optimizers
-        return [int(group["ire_mask_step"]) for optimizer in optimizers for group in optimizer.param_groups]
+        return [int(group["ire_mask_step"]) for group in self._handle._targets().groups]

@@ -47,7 +47,8 @@ def operator(reference: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(reference)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         device = _device_of((*args, *kwargs.values()), lists_alone=not returns)
-        if device is None or not _native.available(device):
+        on_meta = device is not None and device.type == "meta" and _native.module is not None
+        if device is None or not (_native.available(device) or on_meta):
             return reference(*args, **kwargs)
         if name == "sample_labels":  # its key is 64 bits, which a schema takes as a signed number
             kwargs.update({key: as_int64(kwargs[key]) for key in ("seed", "offset") if key in kwargs})

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire.optim.arguments import CurvatureName, Implementation, Projector, Ranking, Rounding, ire_defaults
 from torch_ire.optim.ire_optimizer import IREOptimizer
-from torch_ire.optim.update_rules import ADAMW, UpdateRule
+from torch_ire.steps.arguments import CurvatureName, Implementation, Projector, Ranking, Rounding, ire_defaults
+from torch_ire.steps.update_rules import ADAMW, UpdateRule
 
 
 class AdmIRE(IREOptimizer):
@@ -121,6 +121,9 @@ class AdmIRE(IREOptimizer):
             implementation=implementation,
         )
         own = {"rounding": rounding, "skip_nonfinite": skip_nonfinite, "maximize": maximize, "capturable": capturable}
+        own["decoupled_weight_decay"] = (
+            True  # so that torch.optim.Adam, which loads a checkpoint of ours, goes on alike
+        )
         super().__init__(params, {**base, **ire, **own})
 
     def _rule(self, group: Mapping[str, Any]) -> UpdateRule:

@@ -1,47 +1,68 @@
-"""State dicts: what torch's own conventions leave open for optimizers whose state has dtypes of its own.
+"""State dicts of optimizers whose state has dtypes of its own.
 
 ``torch.optim.Optimizer.load_state_dict`` casts every state tensor but ``step`` to the parameter's dtype, which would
-ruin packed masks and the float32 moments of half-precision parameters. The functions here take those tensors out of the
-way of that cast and put them where they belong, and turn masks into what a checkpoint should hold: bool tensors in the
-parameter's shape, which people can read and other tools can reshard.
+ruin packed masks and the float32 moments of half-precision parameters. :func:`read` takes those tensors out of the
+state dict, checks and converts all of them before torch changes anything, and :func:`saved` turns masks into bool
+tensors in the parameter's shape, which people can read and other tools can reshard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_ire.dtensors import is_dtensor
-from torch_ire.optim.estimates import ensure_average
-from torch_ire.optim.sharding import lies_like, local_part, part_of_full, wrapped_like
-from torch_ire.optim.update_rules import opmath_dtype
-from torch_ire.packed_mask import pack, unpack
-from torch_ire.sampled_loss import default_label_generator
+from torch_ire.layouts import is_dense
+from torch_ire.masks.estimates import ensure_average
+from torch_ire.packed_mask import follow_layout, num_bytes, pack, unpack
+from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.sharding import local_part, part_of_full, same_placement, wrapped_like
+from torch_ire.steps.projected import without_projectors
+from torch_ire.steps.schedule import COUNTERS, plain_counters
+from torch_ire.steps.tensor_lists import new_state
+from torch_ire.steps.update_rules import state_dtype
 
 _SCALARS = ("step", "hessian_diag_updates")
 
 
-def with_readable_masks(
-    state_dict: dict[str, Any], params: Iterable[Tensor], groups: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The state dict with every packed ``flat_mask`` replaced by a bool tensor of its parameter's shape.
+# -- saving ----------------------------------------------------------------------------------------------------------
 
-    A ``DTensor`` parameter has a ``DTensor`` mask. A parameter with state but without a mask or an estimate so far gets
-    an empty one, so that a state dict has the same keys at every step: checkpointing tools load what they find in that
-    of a fresh optimizer.
+
+def saved(
+    state_dict: dict[str, Any],
+    params: Sequence[Tensor],
+    groups: Iterable[Mapping[str, Any]],
+    labels: LabelGenerator,
+) -> dict[str, Any]:
+    """The state dict as a checkpoint holds it: readable masks, plain counters, the position of the labels.
+
+    A ``DTensor`` parameter has a ``DTensor`` mask. A parameter with state but without a mask or an average so far gets
+    an empty one, so that a state dict has the same keys at every step: checkpoint tools load only the keys of a fresh
+    optimizer. ``capturable`` says how a process runs the step, so it is saved as ``False``.
 
     Args:
         state_dict: As ``torch.optim.Optimizer.state_dict`` returns it; its dicts are not changed.
         params: The parameters in the order of the groups.
         groups: The groups.
+        labels: The generator whose position is saved. The rank is mixed in at the draw, so one position serves all
+            ranks.
     """
-    params = list(params)
     group_of = [group for group in groups for _ in group["params"]]
-    state = {key: _readable(entry, params[key], group_of[key]) for key, entry in state_dict["state"].items()}
-    return {**state_dict, "state": state}
+    state = {
+        key: _readable(entry, params[key], group_of[key]) if isinstance(key, int) and key < len(params) else entry
+        for key, entry in state_dict["state"].items()
+    }
+    position = {f"ire_label_{key}": value for key, value in labels.state_dict().items()} if labels.used else {}
+    saved_groups = []
+    for group in state_dict["param_groups"]:
+        plain = {"capturable": False} if "capturable" in group else {}
+        saved_groups.append({**group, **plain_counters(group), **position, **plain})
+    return without_projectors({**state_dict, "state": state, "param_groups": saved_groups})
 
 
 def _readable(entry: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,140 +70,211 @@ def _readable(entry: Mapping[str, Any], param: Tensor, group: Mapping[str, Any])
     if packed is None and not isinstance(group["curvature"], str):
         return dict(entry)  # a projector needs neither
     part = local_part(param)
-    flags = torch.zeros_like(part, dtype=torch.bool) if packed is None else unpack(packed, part)
+    flags = torch.zeros_like(part, dtype=torch.bool) if packed is None else unpack(follow_layout(packed, part), part)
     readable = {**entry, "flat_mask": wrapped_like(flags, param)}
     if group["curvature_beta"] > 0:
         ensure_average(param, readable)
     return readable
 
 
-def with_label_generator(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state dict with the position of the default label generator, so that model and optimizer make a whole resume.
+# -- loading ---------------------------------------------------------------------------------------------------------
 
-    A training loop that passes no generator of its own need not know that there is one. The rank is mixed in at the
-    draw, so one position serves all ranks, however many there will be.
+
+@dataclass(frozen=True)
+class Loaded:
+    """A state dict that has been checked and converted."""
+
+    #: without the converted tensors, for ``torch.optim.Optimizer.load_state_dict``
+    for_torch: dict[str, Any]
+    #: converted state per parameter, on its device and in its layout
+    tensors: dict[Tensor, dict[str, Tensor]]
+
+
+def read(
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    keys: Iterable[str],
+    owner: str,
+    required: Mapping[int, Sequence[str]] | None = None,
+) -> Loaded:
+    """Checks a state dict and converts its tensors; changes nothing.
+
+    Args:
+        state_dict: With groups as :func:`completed_groups` returns them.
+        groups: The groups that it is loaded into.
+        keys: The state tensors to convert.
+        owner: Name for messages.
+        required: Per group, the keys that an entry has either all or none of.
+
+    Raises:
+        ValueError: A value does not fit its parameter.
     """
-    if not default_label_generator.used:
-        return state_dict  # its seed is still to be taken from torch's
-    position = {f"ire_label_{key}": value for key, value in default_label_generator.state_dict().items()}
-    return {**state_dict, "param_groups": [{**group, **position} for group in state_dict["param_groups"]]}
+    keys = tuple(dict.fromkeys(keys))
+    entries = _by_position(state_dict)
+    tensors: dict[Tensor, dict[str, Tensor]] = {}
+    position = 0
+    for number, group in enumerate(groups):
+        members = {}
+        for param in group["params"]:
+            if position in entries:
+                _check_entry(owner, position, entries[position], param, keys, (required or {}).get(number, ()))
+                members[param] = entries[position]
+            position += 1
+        for key in keys:
+            _convert(key, members, tensors, packed=not group.get("capturable", group.get("ire_capturable")))
+    for group in state_dict["param_groups"]:
+        _check_counters(owner, group)
+    ids = {i for group in state_dict["param_groups"] for i in group["params"]}
+    state = {
+        i: {k: v for k, v in entry.items() if k not in keys} if i in ids else entry
+        for i, entry in state_dict["state"].items()
+    }
+    return Loaded({**state_dict, "state": state}, tensors)
 
 
-def take_label_generator(groups: Iterable[dict[str, Any]]) -> None:
-    """Sets the default label generator to where a loaded checkpoint had it, and takes that note out of the groups."""
-    for group in groups:
-        seed, offset = (int(group.get(f"ire_label_{key}", 0)) for key in ("seed", "offset"))
-        group |= {"ire_label_seed": 0, "ire_label_offset": 0}
-        if offset > 0:
-            default_label_generator.load_state_dict({"seed": seed, "offset": offset})
-
-
-def check_state(
-    state_dict: Mapping[str, Any], params: list[Tensor], owner: str, keys: Iterable[str] | None = None
+def _check_entry(
+    owner: str, position: int, entry: Mapping[str, Any], param: Tensor, keys: Sequence[str], required: Sequence[str]
 ) -> None:
-    """Raises ``ValueError`` where a tensor of a state dict can't belong to its parameter, before anything is changed.
-
-    ``keys`` are the state tensors that have their parameter's shape; by default all but the counters.
-    """
-    keys = None if keys is None else set(keys)
-    for position, entry in _by_position(state_dict).items():
-        if position >= len(params):
-            continue  # torch says what is wrong with the groups
-        param = params[position]
-        for key, value in entry.items():
-            shaped = isinstance(value, Tensor) and key not in _SCALARS and (keys is None or key in keys)
-            if shaped and value.shape != param.shape:
-                raise ValueError(
-                    f"{owner}.load_state_dict: state[{position}][{key!r}]: expected shape {tuple(param.shape)} of the "
-                    f"parameter, got {tuple(value.shape)}"
-                )
-
-
-def without_tensors(state_dict: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """The state dict without the state tensors that have a dtype of their own; its dicts are not changed."""
-    keys = set(keys)
-    state = {i: {k: v for k, v in entry.items() if k not in keys} for i, entry in state_dict["state"].items()}
-    return {**state_dict, "state": state}
+    where = f"{owner}.load_state_dict: state[{position}]"
+    for key in keys:
+        value = entry.get(key)
+        if value is None:
+            continue
+        if key in _SCALARS:
+            number = value if isinstance(value, Tensor) else _as_number(value)
+            if number is None or (isinstance(number, Tensor) and (number.numel() != 1 or number.is_meta)):
+                raise ValueError(f"{where}[{key!r}]: expected one number, got {_described(value)}")
+            continue
+        if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
+            raise ValueError(f"{where}[{key!r}]: expected a dense tensor with values, got {_described(value)}")
+        bits = (num_bytes(local_part(param).numel()),)
+        if value.shape != param.shape and not (_is_packed(key, value) and value.shape == bits):
+            raise ValueError(
+                f"{where}[{key!r}]: expected shape {tuple(param.shape)} of the parameter, got {tuple(value.shape)}"
+            )
+    present = [key for key in required if entry.get(key) is not None]
+    if present and len(present) < len(required):
+        missing = ", ".join(key for key in required if key not in present)
+        raise ValueError(f"{where}: {missing} is missing beside {', '.join(present)}")
 
 
-def restored_tensors(
-    state_dict: Mapping[str, Any], params: list[Tensor], keys: Iterable[str]
-) -> dict[Tensor, dict[str, Tensor]]:
-    """The tensors that :func:`without_tensors` left out, copied to each parameter's device in their declared dtypes."""
-    keys = set(keys)
-    restored: dict[Tensor, dict[str, Tensor]] = {}
-    for position, entry in _by_position(state_dict).items():
-        param = params[position]
-        restored[param] = {
-            key: _declared(key, entry[key], param) for key in keys & entry.keys() if entry[key] is not None
-        }
-    return restored
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.layout}, on {value.device}"
+    return f"{type(value).__name__} {value!r:.40}"
 
 
-def _by_position(state_dict: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+def _as_number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _check_counters(owner: str, group: Mapping[str, Any]) -> None:
+    for key, least in {"ire_step": 0, "ire_mask_step": -1, "ire_max_lr": 0, "ire_label_offset": 0}.items():
+        value = group.get(key, COUNTERS[key])
+        value = float(value) if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta else value
+        number = _as_number(value)
+        if number is None or number < least:
+            raise ValueError(f"{owner}.load_state_dict: {key}: expected a number of at least {least}, got {value!r}")
+    if not isinstance(group.get("ire_label_seed", 0), int):
+        raise ValueError(
+            f"{owner}.load_state_dict: ire_label_seed: expected an integer, got {group['ire_label_seed']!r}"
+        )
+
+
+def _is_packed(key: str, value: Tensor) -> bool:
+    return key == "flat_mask" and value.dtype == torch.uint8 and value.dim() == 1
+
+
+def _convert(
+    key: str, entries: Mapping[Tensor, Mapping[str, Any]], tensors: dict[Tensor, dict[str, Tensor]], *, packed: bool
+) -> None:
+    """Copies one state tensor of a group's parameters to their devices, in its declared dtype."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for param, entry in entries.items():
+        if entry.get(key) is not None:
+            kinds.setdefault((local_part(param).device, param.dtype), []).append(param)
+    for (_, dtype), params in kinds.items():
+        parts = [part if is_dense(part) else torch.empty_like(part) for part in map(local_part, params)]
+        if key == "hessian_diag_updates":
+            fresh = [torch.zeros((), dtype=torch.float32, device="cpu") for _ in parts]
+        else:
+            fresh = new_state(key, parts, state_dtype(key, dtype), packed=packed)
+        for param, part, tensor in zip(params, parts, fresh, strict=True):
+            value = entries[param][key]
+            if key in _SCALARS:
+                number = value if isinstance(value, Tensor) else torch.tensor(float(value), device="cpu")
+                tensor.copy_(number.reshape(()))
+            elif key == "flat_mask":
+                tensor.copy_(value if _is_packed(key, value) else _packed_bits(value, param, part))
+                follow_layout(tensor, part)
+            else:
+                tensor.copy_(_local_value(value, param))
+                tensor = wrapped_like(tensor, param)
+            tensors.setdefault(param, {})[key] = tensor
+
+
+def _packed_bits(value: Tensor, param: Tensor, part: Tensor) -> Tensor:
+    flags = torch.empty_like(part, dtype=torch.bool)
+    return pack(flags.copy_(_local_value(value, param)))
+
+
+def _by_position(state_dict: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     # ids of a state dict are positions in its own groups
     ids = [i for group in state_dict["param_groups"] for i in group["params"]]
     return {position: state_dict["state"][i] for position, i in enumerate(ids) if i in state_dict["state"]}
 
 
-def _declared(key: str, value: Any, param: Tensor) -> Tensor:
-    if key in _SCALARS:
-        device = param.device if key == "step" else torch.device("cpu")
-        return torch.as_tensor(value, dtype=torch.float32).to(device).clone()
-    part = local_part(param)
-    here = _local_value(value, param)
-    if key == "flat_mask":
-        flags = torch.empty_like(part, dtype=torch.bool)
-        return pack(flags.copy_(here))
-    # the parameter's layout, so that the elements of state and parameter meet in memory
-    dtype = param.dtype if key == "compensation" else opmath_dtype(param.dtype)
-    out = torch.empty_like(part, dtype=dtype, memory_format=torch.preserve_format)
-    return wrapped_like(out.copy_(here), param)
-
-
 def _local_value(value: Tensor, param: Tensor) -> Tensor:
-    """The local part of a loaded tensor, which may be whole, sharded as the parameter is, or sharded otherwise."""
+    """The local part of a loaded tensor: replicated, sharded as the parameter, or sharded in another way."""
     if not is_dtensor(value):
         return part_of_full(value, param)
-    if is_dtensor(param) and lies_like(value, param):
+    if is_dtensor(param) and same_placement(value, param):
         return local_part(value)
     return part_of_full(value.full_tensor(), param)  # type: ignore[attr-defined]
 
 
 def completed_groups(
-    saved: Iterable[Mapping[str, Any]], current: Iterable[Mapping[str, Any]], state_dict: Mapping[str, Any]
+    state_dict: Mapping[str, Any], current: Sequence[Mapping[str, Any]], process_options: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Saved groups with what they lack (a checkpoint of the base optimizer: the IRE arguments) from the current ones.
+    """Saved groups, with the IRE arguments that a checkpoint of the base optimizer lacks from the current groups.
 
-    Where both have the names of their parameters, in whatever order, state follows the names. The schedule goes on from
-    the base optimizer's step count where there is one.
+    State follows the names of the parameters if both have them, in any order. The schedule continues from the base
+    optimizer's step count if there is one.
+
+    Args:
+        state_dict: The state dict.
+        current: The groups that it is loaded into.
+        process_options: Keys that describe how this process runs the step, which stay as they are.
     """
     completed = []
-    for old, new in zip(saved, current, strict=False):
+    for old, new in zip(state_dict["param_groups"], current, strict=True):
         group = {**{k: v for k, v in new.items() if k != "params"}, **_in_order_of(old, new)}
         if "ire_step" not in old:
-            steps = [state_dict["state"][i].get("step", 0) for i in old["params"] if i in state_dict["state"]]
-            group["ire_step"] = max((int(step) for step in steps), default=0)
+            entries = [state_dict["state"][i] for i in old["params"] if i in state_dict["state"]]
+            steps = [entry.get("step", 0) for entry in entries]
+            plain = [s for s in steps if _as_number(s) is not None or (isinstance(s, Tensor) and s.numel() == 1)]
+            group["ire_step"] = max((int(s) for s in plain if not getattr(s, "is_meta", False)), default=0)
             group["ire_mask_step"] = -1
+        for key in process_options:
+            group.pop(key, None)
+            group.update({key: new[key]} if key in new else {})
         completed.append(group)
     return completed
 
 
-def _in_order_of(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved group with its parameters in the order of the current one, if they go by the same names."""
-    names, ours = saved.get("param_names"), current.get("param_names")
+def _in_order_of(old: Mapping[str, Any], current: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved group with its parameters in the order of the current one, if both have the same names."""
+    names, ours = old.get("param_names"), current.get("param_names")
     if not names or not ours or names == ours or sorted(names) != sorted(ours):
-        return saved
-    ids = dict(zip(names, saved["params"], strict=True))
-    return {**saved, "params": [ids[name] for name in ours], "param_names": list(ours)}
+        return old
+    ids = dict(zip(names, old["params"], strict=True))
+    return {**old, "params": [ids[name] for name in ours], "param_names": list(ours)}
 
 
-__all__ = [
-    "check_state",
-    "completed_groups",
-    "restored_tensors",
-    "take_label_generator",
-    "with_label_generator",
-    "with_readable_masks",
-    "without_tensors",
-]
+def take_label_position(groups: Iterable[Any], labels: LabelGenerator) -> None:
+    """Moves a label generator to the position of a loaded checkpoint, and removes the position from the groups."""
+    for group in groups:
+        seed, offset = (int(group.get(f"ire_label_{key}", 0)) for key in ("seed", "offset"))
+        group.update({"ire_label_seed": 0, "ire_label_offset": 0})
+        if offset > 0:
+            labels.load_state_dict({"seed": seed, "offset": offset})

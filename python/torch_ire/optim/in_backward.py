@@ -1,4 +1,4 @@
-"""Steps taken during the backward pass, with one mask ranking over all parameters."""
+"""Steps taken during the backward pass."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from torch_ire.optim.arguments import SELF_REFRESHING, asks_for_refresh
+from torch_ire.interrupts import DeferredInterrupts, run_all
 from torch_ire.optim.ire_optimizer import IREOptimizer
-from torch_ire.optim.mask_refresh import MaskRefresh
+from torch_ire.optim.mask_engine import Targets, draw, draws_itself
 from torch_ire.optim.sam_ire import SAMIRE
-from torch_ire.optim.update_rules import functions_of
+from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.steps.schedule import advance, is_due, note_refresh, step_number, track_max_lr
+from torch_ire.steps.step_plan import plan_group
+from torch_ire.steps.tensor_lists import indexed_parameters
 
 
 class StepInBackward:
@@ -20,9 +24,9 @@ class StepInBackward:
 
     .. math:: \theta_{t+1} = \theta_t + (1 + \kappa n_t) \odot \Delta_t
 
-    The same numbers as one optimizer over all parameters, to the bit, without ever holding more than a few gradients
-    at once: once the mask is there the update is one of each tensor alone. A refresh of the mask ranks all parameters,
-    so it needs all gradients of its own pass, once in ``mask_interval`` steps::
+    The numbers are those of the ordinary optimizer, to the bit, but only a few gradients exist at a time. The schedule
+    advances at the end of each backward pass. A "fisher" or "hutchinson" refresh ranks all parameters, so its own pass,
+    once in ``mask_interval`` steps, holds all gradients::
 
         opt = torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params, lr=1e-3))
         for x, y in loader:
@@ -33,20 +37,18 @@ class StepInBackward:
             F.cross_entropy(model(x), y).backward()     # steps
 
     Args:
-        params: The parameters.
-        make: Makes the optimizer of a list with one parameter: :class:`AdmIRE` or :class:`SGDIRE`. With
-            ``curvature="second_moment"`` or "random" it has to be ``capturable=True``: their refresh is a call of
-            :meth:`update_mask` then, without gradients.
+        params: The parameters, or parameter groups, of the optimizer.
+        make: Makes the optimizer from ``params``: :class:`AdmIRE` or :class:`SGDIRE`.
 
     Raises:
-        TypeError: ``make`` returns something else; SAM needs all gradients at once.
-        ValueError: A projector mixes parameters, ``skip_nonfinite`` needs all gradients, or a curvature that ``step()``
-            refreshes by itself would rank each parameter alone.
+        TypeError: ``make`` returns another optimizer; SAM needs all gradients at once.
+        ValueError: The optimizer has a projector, which mixes parameters, or ``skip_nonfinite``, which needs all
+            gradients.
 
-    What needs all gradients before the step does not go with it: clipping by the global norm, ``GradScaler``,
+    It does not support what needs all gradients before the step: clipping by the global norm, ``GradScaler``,
     accumulation over micro-batches, ``DistributedDataParallel``.
 
-    Cost: that of the optimizers; one call of their operator for each parameter.
+    Cost: that of the optimizer, with one call of its operator per parameter.
 
     Example:
         >>> import torch, torch_ire
@@ -61,130 +63,149 @@ class StepInBackward:
         Wang et al., arXiv:2405.20763, Algorithm 1.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], make: Callable[[list[nn.Parameter]], IREOptimizer]) -> None:
-        self._optimizers: dict[Tensor, IREOptimizer] = {}
-        for param in params:
-            optimizer = make([param])
-            _check(optimizer)
-            self._optimizers[param] = optimizer
-        self._hooks: list[Any] = []
+    def __init__(self, params: Iterable[nn.Parameter], make: Callable[[list[Any]], IREOptimizer]) -> None:
+        optimizer = make(list(params))
+        _check(optimizer)
+        self.optimizer = optimizer
         self._attach()
 
     def _attach(self) -> None:
-        for index, optimizer in enumerate(self._optimizers.values()):
-            # seeds are drawn by the position of a parameter, which one optimizer over all would know
-            optimizer.first_index = index
-        self._refresh = MaskRefresh(
-            type(self).__name__,
-            lambda: self.param_groups,
-            lambda param: self._optimizers[param].state[param],
-            lambda param: self._optimizers[param].state.get(param, {}),
-            functions_of,
-        )
         self._is_paused = False
-        for owner in self._optimizers:
-            if owner.requires_grad:
-                self._hooks.append(owner.register_post_accumulate_grad_hook(self._step))  # type: ignore[no-untyped-call]
+        self._backward = -1  # the backward pass that has begun to step
+        # parameters that are frozen now have a hook too, for when they are no longer
+        self._hooks = [_add_hook(param, self._step) for _, _, param in indexed_parameters(self.param_groups)]
+        # by number: loading a checkpoint replaces the groups
+        self._places = {
+            param: (index, number)
+            for index, (number, param) in enumerate(
+                (number, param) for number, group in enumerate(self.param_groups) for param in group["params"]
+            )
+        }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"optimizers": self.optimizers, "is_attached": bool(self._hooks)}
+        return {"optimizer": self.optimizer, "is_attached": bool(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # copies of parameters have no hooks, copies of optimizers no place among others
-        self._optimizers = {optimizer.param_groups[0]["params"][0]: optimizer for optimizer in state["optimizers"]}
-        self._hooks = []
-        self._attach()
+        self.optimizer = state["optimizer"]
+        self._attach()  # copies of parameters have no hooks
         if not state["is_attached"]:
             self.detach()
 
+    @torch.no_grad()
     def _step(self, param: Tensor) -> None:
-        if not self._is_paused:
-            optimizer = self._optimizers[param]
-            optimizer.may_rehearse = False  # a gradient of zeros may be that of this parameter alone
-            try:
-                optimizer.step()
-            finally:
-                del optimizer.may_rehearse
-            param.grad = None
+        if self._is_paused:
+            return
+        optimizer, (index, number) = self.optimizer, self._places[param]
+        group = optimizer.param_groups[number]
+        backward = torch._C._current_graph_task_id()
+        if self._backward != backward:
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
+            self._backward = backward
+        if draws_itself(group) and is_due(group):
+            draw(optimizer._targets(), [(index, group, param)])
+        rule = optimizer._rule(group)
+        lists = plan_group(type(optimizer).__name__, group, [(index, param)], optimizer.state, rule)
+        with DeferredInterrupts():
+            run_all([optimizer._call(some, None) for some in lists])
+        param.grad = None
 
-    @property
-    def optimizers(self) -> list[IREOptimizer]:
-        """The optimizers in the order of the parameters, for learning rate schedulers."""
-        return list(self._optimizers.values())
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """Counts the step at the end of a backward pass."""
+        for group in self.param_groups:
+            track_max_lr(group)
+            if draws_itself(group) and is_due(group):
+                note_refresh(group, step_number(group))
+        self.optimizer._masks.after_step(self.optimizer._targets(), may_have_skipped=False)
+        advance(self.param_groups)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of all optimizers, one a parameter."""
-        return [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        """The parameter groups of the optimizer."""
+        return self.optimizer.param_groups
+
+    def _targets(self) -> Targets:
+        return self.optimizer._targets()
+
+    @property
+    def label_generator(self) -> LabelGenerator:
+        """As :attr:`AdmIRE.label_generator`."""
+        return self.optimizer.label_generator
 
     def mask_due(self) -> bool:
-        """Whether ``update_mask()`` is to be called before the coming step, as :meth:`AdmIRE.mask_due`."""
-        return self._refresh.due()
+        """Whether to call ``update_mask()`` before the coming step, as :meth:`AdmIRE.mask_due`."""
+        return self.optimizer.mask_due()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Context in which backward passes accumulate gradients as they do without this class: for a refresh."""
-        self._is_paused = True
+        was_paused, self._is_paused = self._is_paused, True
         try:
             yield
         finally:
-            self._is_paused = False
+            self._is_paused = was_paused
 
-    def update_mask(self, loss: Tensor | None = None, *, num_predictions: float = 1.0) -> None:
-        """Refreshes all masks from one ranking over all parameters, as :meth:`AdmIRE.update_mask`.
+    def update_mask(
+        self,
+        loss: Tensor | None = None,
+        *,
+        num_predictions: float = 1.0,
+        grad_scale: float | Tensor | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
+    ) -> None:
+        """Refreshes all masks, as :meth:`AdmIRE.update_mask`.
 
         Args:
             loss: For ``curvature="hutchinson"``: a scalar loss with its graph.
             num_predictions: B, the number of independent predictions in the batch.
+            grad_scale: The loss scale of the gradients, for ``curvature_beta`` > 0.
+            process_group: The replicas whose "hutchinson" estimates are averaged.
 
         Raises:
             RuntimeError: No parameter has a gradient: the pass was not :meth:`paused`.
         """
-        self._refresh.from_gradients(loss, num_predictions, None, None)
-        for param, optimizer in self._optimizers.items():
-            if "flat_mask" in optimizer.state.get(param, {}):
-                (group,) = optimizer.param_groups
-                optimizer._rule(group).prepare(group, param, optimizer.state[param])
+        self.optimizer.update_mask(
+            loss, num_predictions=num_predictions, grad_scale=grad_scale, process_group=process_group
+        )
+
+    def ire_summary(self, *, over_mesh: bool = False) -> dict[str, Any]:
+        """As :meth:`AdmIRE.ire_summary`."""
+        return self.optimizer.ire_summary(over_mesh=over_mesh)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state dicts of the optimizers, in the order of the parameters."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self._optimizers.values()]}
+        """The state dict of the optimizer, which loads into the ordinary one and back."""
+        return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: For as many parameters.
+        """Loads the result of :meth:`state_dict`, or of the ordinary optimizer's.
 
         Raises:
-            ValueError: It has another number of parameters, or one of another shape.
+            ValueError: It belongs to another model. Nothing has been changed then.
         """
-        saved = state_dict["optimizers"]
-        if len(saved) != len(self._optimizers):
-            raise ValueError(
-                f"{type(self).__name__}.load_state_dict: expected {len(self._optimizers)} parameters, got {len(saved)}"
-            )
-        for optimizer, state in zip(self._optimizers.values(), saved, strict=True):
-            optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(state_dict)
 
     def detach(self) -> None:
-        """Takes no more steps: backward passes leave gradients again."""
+        """Removes the hooks: backward passes leave gradients again."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+def _add_hook(param: Tensor, hook: Callable[[Tensor], None]) -> Any:
+    """Registers a hook that also serves a parameter that is frozen now; torch refuses those."""
+    was_trainable = param.requires_grad
+    try:
+        param.requires_grad_(True)
+        return param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    finally:
+        param.requires_grad_(was_trainable)
 
 
 def _check(optimizer: Any) -> None:
     if not isinstance(optimizer, IREOptimizer) or isinstance(optimizer, SAMIRE):
         raise TypeError(f"StepInBackward is for AdmIRE and SGDIRE, got {type(optimizer).__name__}")
     for group in optimizer.param_groups:
-        curvature = group["curvature"]
-        if not isinstance(curvature, str):
+        if not isinstance(group["curvature"], str):
             raise ValueError("StepInBackward: an exact projector mixes parameters, which step one by one here")
         if group["skip_nonfinite"]:
             raise ValueError("StepInBackward: skip_nonfinite=True has to see all gradients before the step")
-        if curvature in SELF_REFRESHING and not asks_for_refresh(group):
-            raise ValueError(
-                f"StepInBackward: curvature={curvature!r} needs capturable=True, with which update_mask() ranks all "
-                "parameters together"
-            )

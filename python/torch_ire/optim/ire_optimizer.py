@@ -1,88 +1,100 @@
-"""What AdmIRE, SGDIRE and SAMIRE have in common: one flat ``torch.optim.Optimizer`` with a mask."""
+"""The base class of AdmIRE, SGDIRE and SAMIRE: one flat ``torch.optim.Optimizer`` with a mask."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire import _native, ops
-from torch_ire.optim.arguments import (
-    asks_for_refresh,
-    check_ire_arguments,
+from torch_ire import _native, reference
+from torch_ire.interrupts import DeferredInterrupts, run_all
+from torch_ire.layouts import to_device
+from torch_ire.optim import checkpoint
+from torch_ire.optim.mask_engine import MaskEngine, Targets
+from torch_ire.optim.state_init import ensure_saved_state, is_state_init_step
+from torch_ire.replicas import check_replicas
+from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.sharding import check_placements
+from torch_ire.steps.arguments import check_ire_arguments
+from torch_ire.steps.compiled_step import check_capture, fill_lists, is_traceable, outside_graph, step_in_graph
+from torch_ire.steps.projected import (
+    amplify_projected,
+    projected_parameters,
+    projections,
+    refresh_projectors,
+    with_curvatures,
+)
+from torch_ire.steps.schedule import (
+    advance,
     enhancement,
     join_schedule,
-    note_learning_rate,
-)
-from torch_ire.optim.batches import Batch, dense_gradient, moved_to
-from torch_ire.optim.checkpoint import (
-    check_state,
-    completed_groups,
-    restored_tensors,
-    take_label_generator,
-    with_label_generator,
-    with_readable_masks,
-    without_tensors,
-)
-from torch_ire.optim.compiled_step import fill_lists, is_traceable, outside_graph, step_in_graph
-from torch_ire.optim.device_schedule import (
-    advance,
-    check_capture,
-    check_captured_state,
-    ensure_mask,
     on_device,
     past_warmup,
     place_schedule,
-    with_plain_counters,
+    track_max_lr,
 )
-from torch_ire.optim.estimates import ensure_saved_state
-from torch_ire.optim.mask_refresh import MaskRefresh
-from torch_ire.optim.projected import (
-    amplify_projected,
-    projected_parameters,
-    refresh_projectors,
-    with_curvatures,
-    without_projectors,
+from torch_ire.steps.skipped_steps import any_of, nonfinite_flag
+from torch_ire.steps.step_plan import StepPlan, create_state
+from torch_ire.steps.tensor_lists import TensorLists
+from torch_ire.steps.update_rules import (
+    ROUNDING_STATE_KEYS,
+    UpdateRule,
+    check_base_arguments,
+    functions_of,
+    present_direction,
+    state_keys,
 )
-from torch_ire.optim.rehearsal import is_rehearsal
-from torch_ire.optim.replicas import check_replicas
-from torch_ire.optim.rounding import KEPT_KEYS, rounding_keys
-from torch_ire.optim.sharding import check_placements, local_part
-from torch_ire.optim.skipped_steps import Flag, any_of, flags_of_list, over_all_ranks
-from torch_ire.optim.summary import Direction, present_direction, summarize
-from torch_ire.optim.update_rules import UpdateRule, check_base_arguments, functions_of
+from torch_ire.summary import summarize
 
 # State tensors with a dtype of their own, whatever the parameter's.
-_DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates", *KEPT_KEYS)
+_DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates", *ROUNDING_STATE_KEYS)
 
 
 class IREOptimizer(torch.optim.Optimizer):
-    """Base class: parameter groups, schedule, mask, state dict. Subclasses say which update rule a group follows."""
+    """Base class: parameter groups, schedule, mask, state dict. Subclasses name the update rule of a group.
 
-    # position of the first parameter among all of the model, for random numbers
-    first_index = 0
-    # whether a step may turn out to be a rehearsal, by what the optimizer sees
-    may_rehearse = True
+    No attribute holds a reference to the optimizer, so that reference counting frees it; and no method assigns one
+    after construction, since Lightning's wrapper inherits these methods and shares the attributes.
+    """
+
+    _masks: MaskEngine
+    _plan: StepPlan
+    _report: dict[str, Any]
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._masks, self._plan = MaskEngine(), StepPlan()
+        self._report = {"skipped": None}
 
     def _rule(self, group: Mapping[str, Any]) -> UpdateRule:
-        raise RuntimeError(f"{type(self).__name__} does not say which update rule a group follows")
+        raise RuntimeError(f"{type(self).__name__} does not name the update rule of a group")
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Tells ``torch.amp.GradScaler`` to leave unscaling and skipping to the step, which does both on the device.
 
-        Lightning asks as well, and does not clip the gradients of an optimizer that unscales them. This one also takes
-        gradients that have been unscaled, which is what Lightning does for an optimizer that it may clip.
+        Lightning never clips the gradients of such an optimizer. In a process with Lightning the scaler therefore
+        unscales and skips itself, as for the plain optimizers of torch.
         """
-        asking = str(sys._getframe(1).f_globals.get("__name__", "")).partition(".")[0]
-        return asking not in ("lightning", "lightning_fabric", "pytorch_lightning")
+        return "lightning" not in sys.modules and "pytorch_lightning" not in sys.modules
+
+    @property
+    def label_generator(self) -> LabelGenerator:
+        """The random numbers of the labels that this optimizer's "fisher" masks are estimated from.
+
+        :func:`torch_ire.sampled_cross_entropy` draws from it between ``mask_due()`` and ``update_mask()``; its position
+        is part of the state dict.
+        """
+        return self._masks.label_generator
 
     # -- groups ------------------------------------------------------------------------------------------------------
 
@@ -95,71 +107,59 @@ class IREOptimizer(torch.optim.Optimizer):
             raise ValueError(f"implementation='native': the native operators did not load ({_native.error})")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group, checked like those of the constructor; it joins the schedule where that stands.
+        """Adds a parameter group, checked like those of the constructor; it joins the schedule at its present step.
 
         Args:
             param_group: ``{"params": ..., **arguments}``.
 
         Raises:
             ValueError: An argument is out of its range.
-            TypeError: A parameter is complex.
+            TypeError: A parameter is complex, or a ``DTensor`` that the curvature does not support.
         """
         if isinstance(param_group, dict):
             self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for param in group["params"]:
-            if param.is_complex():
-                self.param_groups.pop()
-                raise TypeError(f"{type(self).__name__} does not support complex parameters")
         try:
+            if any(param.is_complex() for param in group["params"]):
+                raise TypeError(f"{type(self).__name__} does not support complex parameters")
             check_placements(type(self).__name__, group)
         except TypeError:
             self.param_groups.pop()
             raise
         join_schedule(group, self.param_groups[0])
 
+    def __getstate__(self) -> dict[str, Any]:
+        labels = self.label_generator
+        return {**super().__getstate__(), "_labels": labels.state_dict() if labels.used else None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        labels = state.get("_labels")
+        super().__setstate__({key: value for key, value in state.items() if key != "_labels"})
+        if "_plan" not in self.__dict__:  # a copy or an unpickled optimizer; torch also calls this when it loads
+            self._begin()
+        if labels is not None:
+            self.label_generator.load_state_dict(labels)
         for group in self.param_groups:
             for key, value in self.defaults.items():
-                if key != "differentiable":  # which torch puts there, and which no group of ours has
+                if key != "differentiable":  # torch adds it to the defaults, and no group of ours has it
                     group.setdefault(key, value)
         place_schedule(self.param_groups)
 
     # -- mask --------------------------------------------------------------------------------------------------------
 
-    @property
-    def _own(self) -> dict[str, Any]:
-        """Attributes that are no state and that no copy takes along.
-
-        A wrapper that poses as this class by inheriting from it (Lightning's) has those of the optimizer in it: some of
-        its methods run on the wrapper and some on the optimizer.
-        """
-        inner = self.__dict__.get("_optimizer")
-        return inner._own if isinstance(inner, IREOptimizer) else self.__dict__
-
-    @property
-    def _refresh(self) -> MaskRefresh:
-        # made on demand: a copied or unpickled optimizer has its groups and state and nothing else
-        own = self._own
-        if "_mask_refresh" not in own:
-            own["_mask_refresh"] = MaskRefresh(
-                type(self).__name__,
-                lambda: self.param_groups,
-                lambda param: self.state[param],
-                lambda param: self.state.get(param, {}),
-                functions_of,
-            )
-        return own["_mask_refresh"]  # type: ignore[no-any-return]
+    def _targets(self) -> Targets:
+        known = functools.partial(_known_state, self.state)
+        return Targets(type(self).__name__, self.param_groups, self.state.__getitem__, known)
 
     def mask_due(self) -> bool:
-        """Whether ``update_mask()`` is to be called before the coming step: at t = T_w, T_w + K, ... (Algorithm 1).
+        """Whether to call ``update_mask()`` before the coming step: at t = T_w, T_w + K, ... (Algorithm 1).
 
-        Always ``False`` for the curvatures that ``step()`` refreshes by itself: "second_moment" and "random", unless
-        the optimizer is capturable. Cost: of a capturable optimizer, one number read from the device.
+        Always ``False`` for the curvatures that ``step()`` refreshes itself: "second_moment" and "random", unless the
+        optimizer is capturable. Until the call of ``update_mask()``, :func:`torch_ire.sampled_cross_entropy` without a
+        generator draws from :attr:`label_generator`. Cost: for a capturable optimizer, one number read from the device.
         """
-        return self._refresh.due()
+        return self._masks.due(self._targets())
 
     def update_mask(
         self,
@@ -169,7 +169,7 @@ class IREOptimizer(torch.optim.Optimizer):
         grad_scale: float | Tensor | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
-        r"""Refreshes the flat mask from a curvature estimate, Eqs. (5) and (6).
+        r"""Refreshes the flat mask from a curvature estimate, Eqs. (5) and (6), and clears ``.grad`` ("fisher").
 
         .. math::
             h \leftarrow \beta h + (1 - \beta) B g \odot g, \qquad
@@ -178,71 +178,72 @@ class IREOptimizer(torch.optim.Optimizer):
         Args:
             loss: For ``curvature="hutchinson"``: a scalar loss with its graph. For "fisher": nothing; ``.grad`` holds
                 the gradients of :func:`torch_ire.sampled_cross_entropy`.
-            num_predictions: B, the number of independent predictions in the batch. It matters only to
-                ``curvature_beta`` > 0 with batches of different sizes, and to who reads ``hessian_diag``.
-            grad_scale: The loss scale that the gradients carry, where ``curvature_beta`` > 0; a ranking does not need
-                it.
-            process_group: The replicas whose estimates are averaged, for "hutchinson" alone: its products pass by the
-                hooks in which ``DistributedDataParallel`` averages the gradients of "fisher".
+            num_predictions: B, the number of independent predictions in the batch. It matters for ``curvature_beta`` >
+                0 with batches of different sizes, and to readers of ``hessian_diag``.
+            grad_scale: The loss scale of the gradients, for ``curvature_beta`` > 0; a ranking does not need it.
+            process_group: The replicas whose "hutchinson" estimates are averaged: Hessian products bypass the hooks
+                that average gradients in ``DistributedDataParallel``.
 
         Raises:
             RuntimeError: No parameter has a gradient, a gradient is sparse, the curvature does not need this call, or
-                "hutchinson" was not told the replicas. No tensor has been changed then.
+                "hutchinson" lacks the replicas. No tensor has been changed then.
             ValueError: ``num_predictions`` is not a positive number.
 
-        Clears ``.grad`` ("fisher"). Cost: one to three reads of the gradients, at most 1 MiB of workspace with
-        ``curvature_beta=0``. Determinism: exact and independent of the number of threads. Replicas with equal gradients
-        get equal masks without communication; of sharded parameters all ranks have to call, also one without gradients,
-        and each gets the threshold that one process would get: 49 KiB a rank for each way of sharding.
+        Cost: one to three reads of the gradients, at most 1 MiB of workspace with ``curvature_beta=0``. Determinism:
+        exact and independent of the number of threads. Replicas with equal gradients get equal masks without
+        communication. For sharded parameters all ranks have to call, also one without gradients, and each gets the
+        threshold that one process would get: 49 KiB per rank and shard group.
 
         References:
             Wang et al., arXiv:2405.20763, Eqs. (5) and (6).
         """
-        self._refresh.from_gradients(loss, num_predictions, grad_scale, process_group)
         for group in self.param_groups:
-            for param in group["params"]:
-                if "flat_mask" in self.state.get(param, {}):
-                    # a mask without moments would look like complete state to the base optimizer that loads it
-                    self._rule(group).prepare(group, param, self.state[param])
+            check_ire_arguments(group)
+        self._masks.update(self._targets(), loss, num_predictions, grad_scale, process_group)
+        create_state(self.param_groups, self.state, self._rule)
 
     def ire_summary(self, *, over_mesh: bool = False) -> dict[str, Any]:
-        """What IRE does at present: flat share, threshold, kappa and share of the displacement, as plain numbers.
+        """The present effect of IRE as plain numbers: flat share, threshold, kappa, share of the displacement.
 
         Args:
-            over_mesh: Of sharded parameters, add up all ranks; all of them have to call then. Otherwise the shares are
+            over_mesh: For sharded parameters, sum over all ranks; all of them have to call. Otherwise the shares are
                 those of this rank's shards; thresholds are those of all ranks either way.
 
         Returns:
             ``flat_share`` (of all coordinates with a mask), ``flat_share_by_parameter`` (by name, or by
-            "group.position"), ``threshold`` (of the last refresh of this process, by ranking and gamma), ``kappa_eff``
-            (by group), ``displacement_share``: the share of the squared displacement, taken along the present direction
-            of the base optimizer, that IRE adds; ``None`` where that direction is gone (SGD without momentum and
-            gradients).
+            "group.position"), ``threshold`` (of the last refresh in this process, by ranking, and by group for several
+            gammas), ``kappa_eff`` (by group), ``displacement_share``: the share of the squared displacement, along the
+            present direction of the base optimizer, that IRE adds; ``None`` if that direction is gone (SGD without
+            momentum and gradients).
 
-        Cost: one read of masks and moments, and a synchronisation with the device.
+        Cost: one read of masks and moments, and a synchronization with the device.
         """
-
-        def direction(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Direction | None:
-            return present_direction(self._rule(group), group, param, state)
-
-        return summarize(self.param_groups, self.state, self._refresh.thresholds, direction, over_mesh)
+        return summarize(
+            self.param_groups,
+            [float(enhancement(group)) if past_warmup(group) else 0.0 for group in self.param_groups],
+            self.state,
+            self._masks.thresholds,
+            lambda group, param, state: present_direction(self._rule(group), group, param, state),
+            over_mesh,
+        )
 
     def check_replicas(self, process_group: torch.distributed.ProcessGroup | None = None) -> None:
-        """Raises where replicas have drifted apart: parameters, state, the schedule, or the position of the labels.
+        """Raises if replicas have drifted apart: parameters, state, the schedule, or the position of the labels.
 
-        All ranks have to call, between two steps. Of sharded parameters those ranks are compared that have the same
-        shard. Without ``torch.distributed`` there is nothing to compare.
+        All ranks have to call, between two steps. Ranks that hold the same shard compare it. Without
+        ``torch.distributed`` there is nothing to compare.
 
         Args:
-            process_group: The ranks among which plain parameters should be equal; ``None``: all.
+            process_group: The ranks whose plain parameters should be equal; ``None``: all.
 
         Raises:
             RuntimeError: Something differs; on every rank, naming the first such tensor.
 
-        Cost: one read of parameters and state, and a few messages of 16 bytes a tensor.
+        Cost: one read of parameters and state, and a few messages of 16 bytes per tensor.
         """
         keys = dict.fromkeys(key for group in self.param_groups for key in self._rule(group).moment_keys)
-        check_replicas(type(self).__name__, self.param_groups, self.state, (*_DECLARED, *keys), process_group)
+        labels = self.label_generator
+        check_replicas(type(self).__name__, self.param_groups, self.state, (*_DECLARED, *keys), labels, process_group)
 
     # -- step --------------------------------------------------------------------------------------------------------
 
@@ -263,220 +264,173 @@ class IREOptimizer(torch.optim.Optimizer):
             The closure's loss, or ``None``.
 
         Raises:
-            RuntimeError: A gradient is sparse or of another dtype, device or shape than its parameter. No tensor has
-                been changed then.
+            RuntimeError: A gradient is sparse or has another dtype, device or shape than its parameter, or a state
+                tensor does not fit its parameter. Nothing has been changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step(None, getattr(self, "found_inf", None))
+        self._step({}, getattr(self, "found_inf", None))
         return loss
 
-    def _step(self, backups: Mapping[Tensor, Tensor] | None, found_inf: Tensor | None) -> None:
-        """The step from the parameters as they are, or from their backups where a SAM perturbation has moved them."""
+    def _step(
+        self,
+        start: Mapping[Tensor, Tensor],
+        found_inf: Tensor | None,
+        first: Sequence[Callable[[], Any]] = (),
+        last: Sequence[Callable[[], Any]] = (),
+    ) -> None:
+        """The step from the parameters as they are, or from ``start`` for those that a perturbation has moved.
+
+        ``first`` and ``last`` are made before and after the operator calls, as part of the same block.
+
+        Everything that can raise comes before the first write; the writes are one uninterrupted block.
+        """
         if torch.compiler.is_compiling():
             if is_traceable(self.param_groups):
                 step_in_graph(self, found_inf, restored=False)
             else:
-                outside_graph(self._step, backups, found_inf)
+                outside_graph(self._step, start, found_inf, first, last)
             return
-        check_capture(type(self).__name__, self.param_groups)
-        self._graph_capture_check()
-        for group in self.param_groups:
-            note_learning_rate(group)
-        # a mask that the loop refreshes stays as it is here
-        curvatures = {group["curvature"] for group in self.param_groups if not asks_for_refresh(group)}
-        rehearsal = self.may_rehearse and is_rehearsal(self.param_groups, self.state)
-        batches = self._batches(backups)
-        if rehearsal:
-            for batch in batches:
-                for param, state in zip(batch.owners, batch.states, strict=True):
-                    ensure_saved_state(batch.group, param, state)
-        found_inf = any_of([found_inf, None if rehearsal else self._found_nonfinite(batches, backups)])
-        self._own["_last_step_skipped"] = None if found_inf is None else found_inf != 0
-        if "random" in curvatures and not rehearsal:
-            self._refresh.at_random(lambda param: param.grad is not None)
-        if not rehearsal:
-            refresh_projectors(self.param_groups)
-        previous = {
-            param: param.clone() if backups is None else backups[param]  # plain, as check_placements says
-            for param in projected_parameters(self.param_groups)
-            if param.grad is not None
-        }
-        for batch in batches:
-            if batch.optimistic:
-                try:
-                    self._step_batch(batch, found_inf)
-                except RuntimeError:
-                    # the operator has checked all tensors and changed none; now with a look at each
-                    for exact in self._exact_batches(batch.group, batch.indices[0], backups):
-                        self._step_batch(exact, found_inf)
-            else:
-                self._step_batch(batch, found_inf)
-        if previous:
-            amplify_projected(type(self).__name__, self.param_groups, previous, found_inf)
-        if "second_moment" in curvatures and not rehearsal:
-            self._refresh.from_second_moment(may_have_skipped=found_inf is not None)
-        if not rehearsal:
-            advance(self.param_groups)
-
-    @property
-    def last_step_skipped(self) -> Tensor | None:
-        """Whether the last step changed nothing since a gradient was not finite: a bool on the device.
-
-        ``None`` before the first step, and where nobody looked: without ``skip_nonfinite=True`` and a ``GradScaler``. A
-        step in a compiled graph does not say.
-        """
-        return self._own.get("_last_step_skipped")
-
-    def _found_nonfinite(self, batches: list[Batch], backups: Mapping[Tensor, Tensor] | None) -> Tensor | None:
-        """1 where a gradient of a group with ``skip_nonfinite`` is not finite, else 0; ``None`` where no group asks."""
-        asking = [group for group in self.param_groups if group["skip_nonfinite"]]
-        if not asking:
-            return None
-        flags = [
-            flag for batch in batches if batch.group["skip_nonfinite"] for flag in self._flags_of_batch(batch, backups)
-        ]
-        return over_all_ranks(flags, [param for group in asking for param in group["params"]])
-
-    def _flags_of_batch(self, batch: Batch, backups: Mapping[Tensor, Tensor] | None) -> list[Flag]:
+        creates_state = is_state_init_step(self.param_groups, self.state)
+        lists = self._gather(refresh=not creates_state)
         try:
-            return flags_of_list(functions_of(batch.group), batch.owners, batch.grads)
-        except RuntimeError:
-            if not batch.optimistic:
-                raise
-            exact = self._exact_batches(batch.group, batch.indices[0], backups)
-            return [flag for part in exact for flag in self._flags_of_batch(part, backups)]
+            previous = {p: start.get(p, p) for p in projected_parameters(self.param_groups, has_gradient)}
+            projected = projections(type(self).__name__, self.param_groups, previous)
+            if not creates_state:
+                found_inf = any_of([found_inf, nonfinite_flag(functions_of, lists, self.param_groups)])
+            previous = {p: p.clone() if theta is p else theta for p, theta in previous.items()}
+            calls = [self._call(some, found_inf, start) for some in lists]
+            with DeferredInterrupts():
+                with undone_on_error(lists):
+                    run_all([*first, *calls])
+                run_all(last)
+                self._report["skipped"] = None if found_inf is None else found_inf != 0
+                if projected and not (found_inf is not None and bool(found_inf)):
+                    amplify_projected(projected, previous)
+                if creates_state:
+                    for some in lists:
+                        for param in some.params_of_group:
+                            ensure_saved_state(some.group, param, self.state[param])
+                else:
+                    for group in self.param_groups:
+                        track_max_lr(group)
+                    self._masks.after_step(self._targets(), may_have_skipped=found_inf is not None)
+                    advance(self.param_groups)
+        finally:
+            for some in lists:
+                some.release()
 
-    def _backup_of(self, param: Tensor) -> Tensor | None:
-        """Where a parameter is kept while a perturbation has moved it."""
-        return None
+    def _gather(self, *, refresh: bool) -> list[TensorLists]:
+        """The checked tensor lists of the step; ``refresh`` also makes the refreshes that precede a step."""
+        name = type(self).__name__
+        for group in self.param_groups:  # a schedule may have driven an argument out of its range
+            self._rule(group).check(group)
+            check_ire_arguments(group)
+        check_capture(name, self.param_groups, self._missing_state)
+        graph_capture_check(self)
+        lists = self._plan.gather(name, self.param_groups, self.state, self._rule)
+        if refresh:
+            refresh_projectors(name, self.param_groups, self._masks.failed_projectors)
+            if self._masks.before_step(self._targets(), has_gradient):  # new masks are new state
+                lists = self._plan.gather(name, self.param_groups, self.state, self._rule)
+        return lists
 
-    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> None:
-        """Fills the lists of a step for Dynamo, which knows this name."""
-        fill_lists(self, group, *lists)
+    def _call(
+        self, lists: TensorLists, found_inf: Tensor | None, start: Mapping[Tensor, Tensor] | None = None
+    ) -> Callable[[], None]:
+        """The operator call of some lists, with all arguments bound."""
+        group = lists.group
+        if start:
+            lists.restore_from = [start[param] for param in lists.params_of_group]
+        scalars = self._scalars(group, lists.params[0].device, found_inf)
+        step = self._rule(group).step
+        return functools.partial(step, functions_of(group), lists, {**scalars, "rounding_keys": lists.rounding_keys()})
 
-    def _step_batch(self, batch: Batch, found_inf: Tensor | None) -> None:
-        group = batch.group
-        flat_masks = batch.flat_masks() if past_warmup(group) else []
-        self._rule(group).step(functions_of(group), batch, flat_masks, self._scalars(batch, found_inf))
-        batch.write_back()
-
-    def _batches(self, backups: Mapping[Tensor, Tensor] | None) -> list[Batch]:
-        """All parameters with a gradient, checked and sorted into lists, before anything is written."""
-        batches: list[Batch] = []
-        first = self.first_index
-        for group in self.param_groups:
-            whole = None
-            if self._whole_groups.get(id(group)) and backups is None:
-                whole = Batch.of_whole_group(group, first, self.state, self._state_keys(group, group["params"][0]))
-            batches += [whole] if whole is not None else self._exact_batches(group, first, backups)
-            first += len(group["params"])
-        return batches
-
-    def _exact_batches(self, group: dict[str, Any], first: int, backups: Mapping[Tensor, Tensor] | None) -> list[Batch]:
-        found = [
-            (i, param, dense_gradient(param, type(self).__name__)) for i, param in enumerate(group["params"], first)
-        ]
-        rule = self._rule(group)
-        batches: dict[tuple[torch.device, torch.dtype], Batch] = {}
-        for index, param, grad in found:
-            if grad is None:
-                continue
-            state = self.state[param]
-            check_captured_state(type(self).__name__, state, self._state_keys(group, param))
-            rule.prepare(group, param, state)
-            ensure_mask(group, param, state)
-            key = (local_part(param).device, param.dtype)
-            if key not in batches:
-                batches[key] = Batch(group)
-            batches[key].add(index, param, grad, state)
-            if backups is not None:
-                batches[key].restore_from.append(backups[param])
-        exact = list(batches.values())
-        native = functions_of(group) is ops and _native.module is not None
-        self._whole_groups[id(group)] = native and len(exact) == 1 and exact[0].is_whole_group()
-        return exact
-
-    def _state_keys(self, group: Mapping[str, Any], param: Tensor) -> tuple[str, ...]:
-        """The state that a step of the group needs of a parameter before it starts."""
-        mask = ("flat_mask",) * (on_device(group) and isinstance(group["curvature"], str))
-        return (*self._rule(group).state_keys(group, param.dtype), *mask)
-
-    @property
-    def _whole_groups(self) -> dict[int, bool]:
-        """Groups that were one batch as they are when last looked at; a guess, which the operator's checks correct."""
-        return self._own.setdefault("_whole", {})  # type: ignore[no-any-return]
-
-    def _scalars(self, batch: Batch, found_inf: Tensor | None) -> dict[str, Any]:
-        """Learning rate, kappa and AMP scalars, each as a float or on the device of the batch."""
-        group, device = batch.group, batch.params[0].device
-        scalars: dict[str, Any] = {"rounding_keys": rounding_keys(batch)}
+    def _scalars(self, group: Mapping[str, Any], device: torch.device, found_inf: Tensor | None) -> dict[str, Any]:
+        """Learning rate, kappa and AMP scalars, each as a float or on the device of the lists."""
+        scalars: dict[str, Any] = {}
         for name, value in (("lr", group["lr"]), ("kappa", enhancement(group))):
             if isinstance(value, Tensor) and (value.device == device or on_device(group)):
-                value = moved_to(device, value)
+                value = to_device(device, value)
                 number = value if value.dtype in (torch.float32, torch.float64) else value.float()
                 scalars[name], scalars[f"{name}_tensor"] = 0.0, number.detach().reshape(())
             else:
                 scalars[name] = float(value)
         for name, tensor in (("grad_scale", getattr(self, "grad_scale", None)), ("found_inf", found_inf)):
-            scalars[name] = None if tensor is None else moved_to(device, tensor)
+            scalars[name] = None if tensor is None else to_device(device, tensor)
         return scalars
 
-    def _graph_capture_check(self) -> None:
-        # torch renamed it between our floor and today
-        check = getattr(self, "_accelerator_graph_capture_health_check", None)
-        (check or self._cuda_graph_capture_health_check)()
+    def _missing_state(self, group: Mapping[str, Any], param: Tensor) -> list[str]:
+        entry = self.state.get(param, {})
+        return [key for key in state_keys(self._rule(group), group, param.dtype) if key not in entry]
+
+    @property
+    def last_step_skipped(self) -> Tensor | None:
+        """Whether the last step changed nothing because a gradient was not finite: a bool on the device.
+
+        ``None`` before the first step, without ``skip_nonfinite=True`` or a ``GradScaler``, and for a step in a
+        compiled graph.
+        """
+        return self._report["skipped"]  # type: ignore[no-any-return]
+
+    def _backup_of(self, param: Tensor) -> Tensor | None:
+        """Memory for a parameter while a perturbation has moved it."""
+        return None
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> None:
+        """Fills the lists of a step for Dynamo, which looks for this name."""
+        fill_lists(self, group, *lists)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.Optimizer.state_dict``; each ``flat_mask`` is a bool tensor of its parameter's shape.
 
-        The position of :data:`torch_ire.default_label_generator` goes along, in the groups.
+        The groups hold the position of :attr:`label_generator`.
         """
-        state_dict = with_readable_masks(super().state_dict(), self._parameters(), self.param_groups)
-        return with_label_generator(with_plain_counters(without_projectors(state_dict)))
+        return checkpoint.saved(super().state_dict(), self._parameters(), self.param_groups, self.label_generator)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what :meth:`state_dict` returned, or a checkpoint of the base optimizer from ``torch.optim``.
+        """Loads the result of :meth:`state_dict`, or a checkpoint of the base optimizer from ``torch.optim``.
 
-        Every state tensor keeps the dtype that this optimizer gives it, whatever the parameter's. What a checkpoint of
-        the base optimizer lacks (the IRE arguments) stays as it is here.
+        Every state tensor keeps the dtype that this optimizer gives it, whatever the parameter's. IRE arguments that a
+        checkpoint of the base optimizer lacks stay as they are.
 
         Args:
             state_dict: Plain dict of tensors and numbers.
 
         Raises:
-            ValueError: The state dict belongs to another model: other groups, other sizes or shapes. Nothing has been
+            ValueError: The state dict belongs to another model, or a value does not fit its parameter. Nothing has been
                 changed then.
         """
-        params = self._parameters()
-        keys = [key for group in self.param_groups for key in self._rule(group).moment_keys]
-        declared = {*_DECLARED, *keys}
         curvatures = [group["curvature"] for group in self.param_groups]
-        full: Mapping[str, Any] = {}
+        found: list[checkpoint.Loaded] = []
 
         def take_out(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            nonlocal full
             if len(loaded["param_groups"]) != len(self.param_groups):
-                return loaded  # torch says so, before it changes anything
-            groups = completed_groups(loaded["param_groups"], self.param_groups, loaded)
-            for group, ours in zip(groups, self.param_groups, strict=True):
-                group["capturable"] = ours["capturable"]  # how this process runs the step, not where training stands
-            full = {**loaded, "param_groups": groups}
-            check_state(full, params, type(self).__name__)
+                return loaded  # torch raises before it changes anything
+            groups = checkpoint.completed_groups(loaded, self.param_groups, _PROCESS_OPTIONS)
             for group in with_curvatures(groups, curvatures):
                 self._check_group(group)
-            return without_tensors(full, declared)
+            rules = [self._rule(group) for group in with_curvatures(groups, curvatures)]
+            keys = (*_DECLARED, *(key for rule in rules for key in rule.moment_keys))
+            required = {i: ("step", *rule.moment_keys) for i, rule in enumerate(rules) if len(rule.moment_keys) > 1}
+            found.append(
+                checkpoint.read(
+                    {**loaded, "param_groups": groups}, self.param_groups, keys, type(self).__name__, required
+                )
+            )
+            return found[0].for_torch
 
         def put_back(_: torch.optim.Optimizer) -> None:
-            for param, tensors in restored_tensors(full, params, declared).items():
+            for param, tensors in found[0].tensors.items():
                 self.state[param].update(tensors)
-            # now, not before: torch copies what it loads, and a projector stays the one that it is
-            for group, whole in zip(self.param_groups, with_curvatures(self.param_groups, curvatures), strict=True):
-                group["curvature"] = whole["curvature"]
+            # after torch has copied the groups: a projector stays the same object
+            for group, curvature in zip(self.param_groups, curvatures, strict=True):
+                if group["curvature"] == "projector":
+                    group["curvature"] = curvature
 
         before = self.register_load_state_dict_pre_hook(take_out)
         after = self.register_load_state_dict_post_hook(put_back, prepend=True)
@@ -485,8 +439,39 @@ class IREOptimizer(torch.optim.Optimizer):
         finally:
             before.remove()
             after.remove()
-        take_label_generator(self.param_groups)
-        self._refresh.thresholds.clear()
+        checkpoint.take_label_position(self.param_groups, self.label_generator)
+        self._masks.thresholds.clear()
 
     def _parameters(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
+
+
+# Group keys that a checkpoint does not change: how this process runs the step, and what the class does.
+_PROCESS_OPTIONS = ("capturable", "decoupled_weight_decay")
+
+
+@contextlib.contextmanager
+def undone_on_error(lists: Sequence[TensorLists]) -> Iterator[None]:
+    """Context that restores the parameters if a reference operator fails halfway; native operators write all or none."""
+    lists = [some for some in lists if functions_of(some.group) is reference or _native.module is None]
+    saved = [(param, param.clone()) for some in lists for param in some.params]
+    try:
+        yield
+    except BaseException:
+        run_all([functools.partial(param.copy_, before) for param, before in saved])
+        raise
+
+
+def _known_state(state: Mapping[Tensor, dict[str, Any]], param: Tensor) -> Mapping[str, Any]:
+    return state.get(param, {})
+
+
+def has_gradient(param: Tensor) -> bool:
+    """Whether a parameter takes the step."""
+    return param.grad is not None
+
+
+def graph_capture_check(optimizer: torch.optim.Optimizer) -> None:
+    """The check of ``torch.optim`` that a captured step was made capturable, under its name in each torch version."""
+    check = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
+    (check or optimizer._cuda_graph_capture_health_check)()

@@ -11,25 +11,33 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire.counter_rng import as_int64, mix64
+from torch_ire.layouts import is_dense
 from torch_ire.optim.adm_ire import AdmIRE
-from torch_ire.optim.batches import buffer_for, dense_gradient, indexed_parameters, is_dense, laid_out_like
-from torch_ire.optim.compiled_step import (
+from torch_ire.optim.ire_optimizer import IREOptimizer
+from torch_ire.optim.sgd_ire import SGDIRE
+from torch_ire.sharding import local_part
+from torch_ire.steps.compiled_step import (
+    check_capture,
     is_traceable_perturbation,
     outside_graph,
     perturb_in_graph,
     return_in_graph,
 )
-from torch_ire.optim.device_schedule import capturing, check_capture, step_number
-from torch_ire.optim.ire_optimizer import IREOptimizer
-from torch_ire.optim.sgd_ire import SGDIRE
-from torch_ire.optim.sharding import add_over_ranks, are_plain, drawn, local_part, note_mutation, spread_of
-from torch_ire.optim.skipped_steps import FirstPass, flags_of, over_all_ranks
-from torch_ire.optim.update_rules import RULES, UpdateRule, functions_of
+from torch_ire.steps.perturbation import (
+    Perturbation,
+    Target,
+    buffer_for,
+    gradient_directions,
+    groups_agree,
+    norm_of,
+    random_directions,
+)
+from torch_ire.steps.projected import refresh_projectors
+from torch_ire.steps.skipped_steps import nonfinite_flag
+from torch_ire.steps.tensor_lists import TensorLists
+from torch_ire.steps.update_rules import RULES, UpdateRule, functions_of
 
 _BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE}
-# Stream of random numbers of the random perturbation; those of the masks are in mask_refresh.py.
-_PERTURBATION = 3
 
 
 def _check_base(base: str) -> None:
@@ -65,7 +73,7 @@ class SAMIRE(IREOptimizer):
         adaptive: ASAM: e = rho theta^2 g / || |theta| g ||.
         perturbation: "gradient", or "random": average SAM, e = rho xi / ||xi|| with xi normal, the same on every
             replica. It needs no gradient, so ``first_step`` comes before the only backward pass.
-        **arguments_of_the_base: Those of :class:`SGDIRE` or :class:`AdmIRE`.
+        **arguments_of_the_base: The arguments of :class:`SGDIRE` or :class:`AdmIRE`.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -107,15 +115,15 @@ class SAMIRE(IREOptimizer):
         defaults = _BASES[base]([torch.zeros(1)], lr=lr, **arguments_of_the_base).defaults
         sam = {"base": base, "rho": rho, "adaptive": adaptive, "perturbation": perturbation}
         super().__init__(params, {**defaults, **sam})
-        self._begin_passes()
 
-    def _begin_passes(self) -> None:
-        # what a compiled first_step leaves for the second; Dynamo follows what happens to a dict that is there
-        self._pass_in_graph: dict[str, Any] = {"moved": False, "norm": None}
+    def _begin(self) -> None:
+        super()._begin()
+        self._perturbation = Perturbation()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._begin_passes()
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Always: a scaler that skips the call of ``step()`` would leave the parameters perturbed."""
+        return True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`AdmIRE.add_param_group`; a group with a base of its own gets the defaults of that base."""
@@ -139,42 +147,20 @@ class SAMIRE(IREOptimizer):
             raise ValueError(f"Invalid perturbation value: {group['perturbation']!r} (expected 'gradient' or 'random')")
 
     def _backup_of(self, param: Tensor) -> Tensor | None:
-        return buffer_for(self._buffers, param)
+        return buffer_for(self._perturbation.buffers, param)
 
     @property
     def is_perturbed(self) -> bool:
         """Whether the parameters stand at theta + e: between ``first_step()`` and the step."""
-        return bool(self._perturbed)
-
-    @property
-    def _perturbed(self) -> dict[Tensor, Tensor]:
-        """Parameters that stand at theta + e, with theta; empty between steps. No state: it does not outlive a step."""
-        moved: dict[Tensor, Tensor] = self._own.setdefault("_moved", {})
-        if self._pass_in_graph["moved"]:  # a compiled first_step moves all trainable parameters, and notes no more
-            params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-            moved.update({param: self._buffers[param] for param in params})
-            norm = self._pass_in_graph["norm"]
-            self._own["_first_norm"], self._own["_first_pass"] = norm, FirstPass(norm, None, None)
-            self._pass_in_graph.update(moved=False, norm=None)
-        return moved
-
-    @property
-    def _is_perturbed(self) -> bool:
-        # not whether there are backups: of sharded parameters this rank may have no part that moved
-        return self._pass_in_graph["moved"] or "_first_norm" in self._own
-
-    @property
-    def _buffers(self) -> dict[Tensor, Tensor]:
-        """Memory of the backups, kept from step to step."""
-        return self._own.setdefault("_backups", {})  # type: ignore[no-any-return]
+        return self._perturbation.is_active or self._perturbation.in_graph["moved"]
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._perturbed:
+        if self.is_perturbed:
             raise RuntimeError(f"{type(self).__name__}: copied between first_step() and second_step(), away from theta")
         return super().__getstate__()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As :meth:`AdmIRE.load_state_dict`; a step that was begun is forgotten, for its weights are of another time.
+        """As :meth:`AdmIRE.load_state_dict`; discards a pending perturbation.
 
         Args:
             state_dict: Plain dict of tensors and numbers.
@@ -183,8 +169,20 @@ class SAMIRE(IREOptimizer):
             ValueError: The state dict belongs to another model. Nothing has been changed then.
         """
         super().load_state_dict(state_dict)
-        self._forget_perturbation()
-        self._own.pop("_gradients_taken", None)
+        self._perturbation.take_over(self.param_groups)
+        self._perturbation.discard()
+
+    def update_mask(self, loss: Tensor | None = None, **arguments: Any) -> None:
+        """As :meth:`AdmIRE.update_mask`.
+
+        Raises:
+            RuntimeError: As there, or the parameters are perturbed: the curvature is that at theta.
+        """
+        if self.is_perturbed:
+            raise RuntimeError(
+                f"{type(self).__name__}.update_mask(): the parameters are perturbed; call it before first_step()"
+            )
+        super().update_mask(loss, **arguments)
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False, *, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -197,59 +195,38 @@ class SAMIRE(IREOptimizer):
                 scaled, since the scale of the perturbation cancels; ``scaler.unscale_`` is for the second pass.
 
         Raises:
-            RuntimeError: The parameters are perturbed already, there is no gradient, or one is sparse. Nothing has been
-                changed then.
+            RuntimeError: The parameters are perturbed already, there is no gradient, or one does not fit its parameter.
+                Nothing has been changed then.
 
-        A norm that is not finite moves nothing. Cost: 20 bytes of traffic a float32 parameter. Of sharded parameters
-        the norm is that over all ranks: all have to call, also one without a gradient.
+        Any exception, Ctrl-C included, leaves the parameters at theta. A norm that is not finite moves nothing. Cost:
+        20 bytes of traffic per float32 parameter. For sharded parameters the norm is that over all ranks: all have to
+        call, also one without a gradient.
         """
+        owner, state = type(self).__name__, self._perturbation
         if torch.compiler.is_compiling():
-            perturbed = self._pass_in_graph["moved"]
-            if not perturbed and scaler is None and is_traceable_perturbation(self.param_groups):
+            if not state.in_graph["moved"] and scaler is None and is_traceable_perturbation(self.param_groups):
                 perturb_in_graph(self)
                 if zero_grad:
-                    for _, _, param in indexed_parameters(self.param_groups):
+                    for param in self._parameters():
                         param.grad = None
             else:
                 outside_graph(functools.partial(self.first_step, zero_grad, scaler=scaler))
             return
-        if self._is_perturbed:
-            raise RuntimeError(f"{type(self).__name__}.first_step(): called twice; call second_step() or step() first")
-        check_capture(type(self).__name__, self.param_groups)
-        random = {group["perturbation"] == "random" for group in self.param_groups}
-        if len(random) > 1:
-            raise RuntimeError(f"{type(self).__name__}.first_step(): the groups disagree on the perturbation")
-        is_random = random.pop()
-        targets = list(self._random_directions() if is_random else self._gradients())
-        norm = self._norm(targets)
+        if self.is_perturbed:
+            raise RuntimeError(f"{owner}.first_step(): called twice; call second_step() or step() first")
+        check_capture(owner, self.param_groups, lambda group, param: [])
+        is_random = groups_agree(self.param_groups, owner)
+        targets = list((random_directions if is_random else gradient_directions)(owner, self.param_groups))
+        norm = norm_of(targets, self._parameters())
         if norm is None:
             raise RuntimeError(
-                f"{type(self).__name__}.first_step(): no parameter has a gradient; call backward() first, or use "
+                f"{owner}.first_step(): no parameter has a gradient; call backward() first, or use "
                 "perturbation='random'"
             )
-        found_nonfinite = None if is_random else self._found_nonfinite_among(targets)
-        calls: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
-        for group, owner, direction in targets:
-            backup = buffer_for(self._buffers, owner)
-            self._perturbed[owner] = backup
-            param = local_part(owner)
-            if not is_dense(param):
-                backup.copy_(param)
-                scale = torch.where(norm.isfinite(), group["rho"] / (norm + 1e-12), 0.0).to(param.device, param.dtype)
-                move = direction * param.square() if group["adaptive"] else direction
-                param.add_(torch.where(scale != 0, scale * move, torch.zeros_like(move)))
-                continue
-            key = (param.device, param.dtype, group["rho"], group["adaptive"], functions_of(group))
-            params, directions, backups = calls.setdefault(key, ([], [], []))
-            params.append(param)
-            directions.append(laid_out_like(direction, param))
-            backups.append(backup)
-        for (device, dtype, rho, adaptive, functions), (params, directions, backups) in calls.items():
-            on_device = norm.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-            functions.sam_perturb_(params, directions, backups, on_device, rho=rho, adaptive=adaptive)
-        note_mutation([owner for _, owner, _ in targets])
-        self._own["_first_norm"] = norm
-        self._own["_first_pass"] = FirstPass(norm, found_nonfinite, scaler)
+        found_nonfinite = None if is_random else self._found_nonfinite(targets)
+        refresh_projectors(owner, self.param_groups, self._masks.failed_projectors)  # at theta
+        state.buffers = {param: state.buffers[param] for param in self._parameters() if param in state.buffers}
+        state.move(targets, norm, found_nonfinite, scaler)
         if zero_grad:
             self.zero_grad()
 
@@ -261,9 +238,10 @@ class SAMIRE(IREOptimizer):
             zero_grad: Also clear the gradients, which belong to theta + e.
 
         Raises:
-            RuntimeError: ``first_step`` has not been called.
+            RuntimeError: ``first_step`` has not been called, or a gradient does not fit its parameter. The parameters
+                stay where they are then.
         """
-        if not self._pass_in_graph["moved"] and not self._is_perturbed:
+        if not self.is_perturbed:
             raise RuntimeError(f"{type(self).__name__}.second_step(): call first_step() first")
         self.step()
         if zero_grad:
@@ -271,21 +249,27 @@ class SAMIRE(IREOptimizer):
 
     @contextmanager
     def perturbed(self, *, scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
-        """Context in which the parameters stand at theta + e, for loops that own their micro-batches.
+        """Context in which the parameters stand at theta + e, for loops that accumulate micro-batches themselves.
 
         Args:
             scaler: As in :meth:`first_step`.
 
-        Gradients are cleared on entry and may be accumulated inside; on exit, also by an exception, the parameters are
-        theta again, and ``step()`` takes the step. Cost over the two calls: one more pass of 8 bytes a parameter.
+        Entry clears the gradients. On exit, also by an exception, the parameters are theta again; ``step()`` takes the
+        step. Cost over the two calls: one more pass of 8 bytes per parameter.
         """
         self.first_step(zero_grad=True, scaler=scaler)
-        first_pass = self._own["_first_pass"]
+        state = self._perturbation
+        state.take_over(self.param_groups)
+        norm, found_nonfinite = state.norm, state.found_nonfinite
         try:
             yield
-        finally:
-            self._restore()
-        self._own["_gradients_taken"], self._own["_first_pass"] = True, first_pass
+        except BaseException:
+            state.restore()
+            raise
+        if state.is_active:  # otherwise a step inside has ended the perturbation
+            state.restore()
+            state.norm, state.found_nonfinite, state.scaler = norm, found_nonfinite, scaler
+            state.has_gradients = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -302,15 +286,18 @@ class SAMIRE(IREOptimizer):
         Raises:
             RuntimeError: The perturbed call of the closure left no gradient. The parameters are theta then.
         """
+        state = self._perturbation
         if torch.compiler.is_compiling():
-            if closure is None and self._pass_in_graph["moved"] and is_traceable_perturbation(self.param_groups):
+            if closure is None and state.in_graph["moved"] and is_traceable_perturbation(self.param_groups):
                 return_in_graph(self, getattr(self, "found_inf", None))
                 return None
             return outside_graph(self.step, closure)  # type: ignore[no-any-return]
-        # whether the gradients of the perturbed pass are there, or are up to one call of the closure
-        second = self._own.pop("_gradients_taken", False) or self._is_perturbed
+        state.take_over(self.param_groups)
+        # whether the gradients of the perturbed pass are there, or come from one call of the closure
+        has_gradients = state.has_gradients and any(param.grad is not None for param in self._parameters())
+        second = has_gradients or state.is_active
         if closure is None:
-            self._step_from_backups()
+            self._step_from_theta()
             return None
         loss = None
         try:
@@ -322,111 +309,39 @@ class SAMIRE(IREOptimizer):
             with torch.enable_grad():
                 perturbed_loss = closure()
             self._check_perturbed_gradients()
-            self._step_from_backups()
+            self._step_from_theta()
         except BaseException:
-            self._restore()
+            state.restore()
             raise
         return perturbed_loss if loss is None else loss
 
     def _check_perturbed_gradients(self) -> None:
-        if all(param.grad is None for group in self.param_groups for param in group["params"]):
+        if all(param.grad is None for param in self._parameters()):
             raise RuntimeError(
                 f"{type(self).__name__}.step(closure): the closure left no gradient at the perturbed parameters; it "
                 "has to call backward() each time. Where a trainer passes a closure that computes nothing "
                 "(Lightning's manual optimization), call first_step() and second_step()"
             )
 
-    def _step_from_backups(self) -> None:
-        found_inf = getattr(self, "found_inf", None)
-        moved = dict(self._perturbed)
-        first_pass = self._own.get("_first_pass")
-        if first_pass is not None:  # one that is not finite skips the step as a second one does
-            found_inf = first_pass.found_inf(self, found_inf)
-        if not self._is_perturbed:
-            self._step(None, found_inf)
-            self._forget_perturbation()
-            return
-        for param, backup in moved.items():
-            # a parameter that the second pass gave no gradient takes no step, but has to come back; one with gaps in
-            # memory steps through a copy of itself
-            part = local_part(param)
-            if param.grad is None or not is_dense(part):
-                part.copy_(backup)
-        for _, _, param in indexed_parameters(self.param_groups):
-            if param.grad is not None and param not in moved:
-                moved[param] = local_part(param).clone()  # a gradient in the second pass only: a step from where it is
-        self._step(moved, found_inf)
-        self._forget_perturbation()
+    def _step_from_theta(self) -> None:
+        """The base step from theta with the present gradients; a plain base step if nothing is perturbed."""
+        state, params = self._perturbation, self._parameters()
+        found_inf = state.found_inf(self, getattr(self, "found_inf", None))
+        start = dict(state.moved)
+        stepping = {p for p in params if p.grad is not None}
+        if state.is_active:  # a gradient in the second pass alone: a step from where the parameter is
+            start |= {p: local_part(p).clone() for p in stepping if p not in start}
+        # parameters that take no step, without a gradient or no longer in a group, return to theta
+        back = [functools.partial(local_part(p).copy_, theta) for p, theta in start.items() if p not in stepping]
+        try:
+            self._step(start, found_inf, first=[state.begin_step, *back], last=[state.forget])
+        except BaseException:
+            if state.is_stepping:
+                state.restore()
+            raise
 
-    def _restore(self) -> None:
-        with torch.no_grad():
-            for param, backup in self._perturbed.items():
-                local_part(param).copy_(backup)
-        self._forget_perturbation()
-
-    def _forget_perturbation(self) -> None:
-        self._perturbed.clear()
-        for key in ("_first_norm", "_first_pass"):
-            self._own.pop(key, None)
-
-    def _found_nonfinite_among(self, gradients: list[tuple[Mapping[str, Any], Tensor, Tensor]]) -> Tensor | None:
-        """What :meth:`_found_nonfinite` says of the second pass, of the first."""
-        asking = [group for group in self.param_groups if group["skip_nonfinite"]]
-        if not asking:
-            return None
-        flags = flags_of(functions_of, (item for item in gradients if item[0]["skip_nonfinite"]))
-        return over_all_ranks(flags, [param for group in asking for param in group["params"]])
-
-    def _gradients(self) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
-        for _, group, param in indexed_parameters(self.param_groups):
-            grad = dense_gradient(param, type(self).__name__)
-            if grad is not None:
-                yield group, param, grad
-
-    def _random_directions(self) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
-        if capturing():
-            raise RuntimeError(
-                f"{type(self).__name__}.first_step(): perturbation='random' draws on the host; a CUDA graph would "
-                "repeat one direction"
-            )
-        for index, group, param in indexed_parameters(self.param_groups):
-            if param.requires_grad:
-                key = mix64(mix64(mix64(group["seed"], _PERTURBATION), step_number(group)), index)
-                yield group, param, drawn(param, param.dtype, _normal(param, key))
-
-    def _norm(self, targets: list[tuple[Mapping[str, Any], Tensor, Tensor]]) -> Tensor | None:
-        """|| direction || over all parameters, || |theta| direction || over those of adaptive groups; on one device.
-
-        ``None`` where no rank has a direction. Squares of shards are added over their mesh in the order of the ranks,
-        so that every rank gets the same bits.
-        """
-        calls: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-        for group, owner, direction in targets:
-            param = local_part(owner)
-            key = (param.device, param.dtype, group["adaptive"], functions_of(group), spread_of(owner))
-            tensors, weights = calls.setdefault(key, ([], []))
-            dense = param if is_dense(param) else torch.empty_like(param).copy_(param)
-            tensors.append(laid_out_like(direction, dense))
-            if group["adaptive"]:
-                weights.append(dense)
-        norms = [(spread, f.global_norm(ts, ws)) for (*_, f, spread), (ts, ws) in calls.items()]
-        params = self._parameters()
-        spreads = [None] if are_plain(params) else list(dict.fromkeys(map(spread_of, params)))
-        if spreads == [None] and len(norms) <= 1:
-            return norms[0][1] if norms else None
-        # of each square, that there is one: a rank without directions learns whether there are any
-        device = local_part(params[0]).device
-        nothing = torch.zeros(2, dtype=torch.float64, device=device)
-        squares = [(spread, torch.stack([n.double().square(), torch.ones_like(n.double())])) for spread, n in norms]
-        total, number = add_over_ranks([(None, nothing), *squares], spreads, floating=True)
-        return total.sqrt() if norms or number > 0 else None
-
-
-def _normal(param: Tensor, key: int) -> Callable[[int, int], Tensor]:
-    generator = torch.Generator(param.device)
-
-    def random(begin: int, count: int) -> Tensor:
-        generator.manual_seed(as_int64(mix64(key, begin)) & 0x7FFFFFFFFFFFFFFF)
-        return torch.empty(count, dtype=param.dtype, device=param.device).normal_(generator=generator)
-
-    return random
+    def _found_nonfinite(self, targets: list[Target]) -> Tensor | None:
+        """1 if a gradient of the first pass is not finite, for the groups with ``skip_nonfinite``."""
+        dense = ((group, param, g if is_dense(g) else g.contiguous()) for group, param, g in targets)
+        lists = [TensorLists(group, [param], grads=[grad]) for group, param, grad in dense]
+        return nonfinite_flag(functions_of, lists, self.param_groups)

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire.optim.arguments import CurvatureName, Implementation, Projector, Ranking, Rounding, ire_defaults
 from torch_ire.optim.ire_optimizer import IREOptimizer
-from torch_ire.optim.update_rules import SGD, UpdateRule
+from torch_ire.steps.arguments import CurvatureName, Implementation, Projector, Ranking, Rounding, ire_defaults
+from torch_ire.steps.update_rules import SGD, UpdateRule
 
 
 class SGDIRE(IREOptimizer):

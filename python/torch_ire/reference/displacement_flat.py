@@ -55,10 +55,12 @@ def displacement_flat_(
         Algorithm 1.
     """
     kappa = scalar(kappa_tensor, kappa)
+    if kappa == 0:
+        return
     for param, before, flat_mask in zip(params, previous, flat_masks, strict=True):
         theta = opmath(param)
         amplified = theta + kappa * (theta - (1 - decay) * opmath(before))
-        param.copy_(amplified.where(unpack(flat_mask, param) & (kappa != 0), theta))
+        param.copy_(amplified.where(unpack(flat_mask, param) & ((theta != opmath(before)) | (decay != 0)), theta))
 
 
 __all__ = ["displacement_flat_"]

@@ -128,7 +128,7 @@ def fused_adamw_flat_(
         m.add_((g - m) * (1 - beta1))
         v.mul_(beta2).add_((1 - beta2) * g * g)
         denominator = v.sqrt() / (1 - beta2**t) ** 0.5 + eps
-        gain = torch.where(flat_bits(flat_masks, i, param), theta.new_tensor(1 + kappa), theta.new_tensor(1.0))
+        gain = torch.ones_like(theta).masked_fill_(flat_bits(flat_masks, i, param), 1 + kappa)
         decay = lr * weight_decay * (gain if amplify_weight_decay else 1.0)
         theta = theta * (1 - decay) - gain * (lr / (1 - beta1**t)) * m / denominator
         store_param(param, i, theta, compensations, master_params, rounding_keys, int(t))

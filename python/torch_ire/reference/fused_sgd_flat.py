@@ -124,7 +124,7 @@ def fused_sgd_flat_(
             buffer = momentum_buffers[i]
             buffer.mul_(momentum).add_(direction * (1 if first_step else 1 - dampening))
             direction = direction + momentum * buffer if nesterov else buffer
-        gain = torch.where(flat_bits(flat_masks, i, param), theta.new_tensor(1 + kappa), theta.new_tensor(1.0))
+        gain = torch.ones_like(theta).masked_fill_(flat_bits(flat_masks, i, param), 1 + kappa)
         theta = theta - lr * gain * direction
         if state_steps:
             state_steps[i].add_(1)

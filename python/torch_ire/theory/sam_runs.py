@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_ire.optim import SAMIRE
-from torch_ire.optim.arguments import Projector
+from torch_ire.steps.arguments import Projector
 
 __all__ = ["SamRun"]
 

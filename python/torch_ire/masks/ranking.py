@@ -1,7 +1,4 @@
-"""From scores to masks: Eq. (5) with one ranking over all parameters, over a group, or over each parameter.
-
-Everything here works on (parameter, score, mask) triples and serves the optimizers as well as ``IRE(...)``.
-"""
+"""Masks from scores: Eq. (5) with one ranking over all parameters, per group, or per parameter."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ import torch
 from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
-from torch_ire.optim.batches import moved_to
-from torch_ire.optim.exact_threshold import exact_threshold, needs_float64
-from torch_ire.optim.sharding import Spread, draw, drawn, is_whole, local_part, spread_of
+from torch_ire.layouts import to_device
+from torch_ire.masks.exact_threshold import exact_threshold, needs_float64
 from torch_ire.packed_mask import num_bytes, pack
+from torch_ire.sharding import ShardGroup, draw, drawn, is_whole, local_part, shard_group_of
 
 
 @dataclass
@@ -31,7 +28,7 @@ class Ranked:
     param: Tensor
     score: Tensor | None  # local, in the layout of the parameter; None: no estimate on this rank
     flat_mask: Tensor  # packed, to be written
-    due: bool  # whether the mask is written, or the parameter only takes part in the ranking
+    due: bool  # whether the mask is written; otherwise the parameter only takes part in the ranking
 
     def pool(self) -> Hashable:
         """The ranking that the parameter belongs to."""
@@ -48,25 +45,32 @@ def refresh_masks(
 
     Args:
         functions: :mod:`torch_ire.ops` or :mod:`torch_ire.reference`.
-        ranked: All parameters of the rankings, those without an estimate too: another rank may have one of them.
-        score: What of a score tensor is ranked: "abs" or "square".
-        thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated.
+        ranked: All parameters of the rankings, also those without an estimate: another rank may have one.
+        score: The function of a score tensor that is ranked: "abs" or "square".
+        thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated. Entries of a gamma that no
+            parameter of its pool has any more are removed.
 
-    Cost: between one and two reads of the scores where one device and dtype hold them and all their masks are due.
-        Otherwise as many for the exact threshold (3 where the ranking goes over several dtypes, devices or ranks, 6
-        with scores in float64 among them) and one more for the bits. Over ranks, as many messages of 16 KiB as reads
-        for each way in which parameters of a ranking are sharded.
+    Cost: one to two reads of the scores if one device and dtype hold them and all their masks are due. Otherwise as many
+        for the exact threshold (3 for a ranking over several dtypes, devices or ranks, 6 with float64 scores among
+        them), and one more for the bits. Over ranks, one message of 16 KiB per read and shard group.
     """
     pools: dict[Hashable, list[Ranked]] = defaultdict(list)
     for item in ranked:
         pools[item.pool()].append(item)
     for pool, members in pools.items():
-        # in the same order on every rank, with or without estimates: each is a series of collectives
-        spreads = [spread for spread in dict.fromkeys(spread_of(item.param) for item in members) if spread is not None]
+        gammas = {item.group["gamma"] for item in members}
+        for stale in [key for key in thresholds if key[0] == pool and key[1] not in gammas]:
+            del thresholds[stale]
+        # in the same order on every rank, with or without estimates: each shard group takes collectives
+        shard_groups = [
+            shard_group
+            for shard_group in dict.fromkeys(shard_group_of(item.param) for item in members)
+            if shard_group is not None
+        ]
         estimated = [item for item in members if item.score is not None]
-        if not estimated and not spreads:
+        if not estimated and not shard_groups:
             continue
-        for gamma in sorted({item.group["gamma"] for item in (members if spreads else estimated) if item.due}):
+        for gamma in sorted({item.group["gamma"] for item in (members if shard_groups else estimated) if item.due}):
             calls: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
             for item in estimated:
                 if item.score is not None and item.due and item.group["gamma"] == gamma:
@@ -74,11 +78,10 @@ def refresh_masks(
                     masks.append(item.flat_mask)
                     scores.append(item.score)
             hint = thresholds.get((pool, gamma))
-            if spreads:
-                threshold = _threshold_over_ranks(functions, members, spreads, gamma, score)
-            elif len(calls) == 1 and len(scores) == len(
-                estimated
-            ):  # each score is ranked and marked: one read does both
+            if shard_groups:
+                threshold = _threshold_over_ranks(functions, members, shard_groups, gamma, score)
+            elif len(calls) == 1 and len(scores) == len(estimated):
+                # each score is ranked and marked: one read does both
                 thresholds[pool, gamma] = _ranked_and_marked(functions, masks, scores, gamma, score, hint)
                 continue
             else:
@@ -86,7 +89,7 @@ def refresh_masks(
                 threshold = _threshold(functions, ranked_scores, gamma, score, hint)
             thresholds[pool, gamma] = threshold
             for (device, _), (masks, scores) in calls.items():
-                functions.flat_mask_(masks, scores, moved_to(device, threshold), score=score)
+                functions.flat_mask_(masks, scores, to_device(device, threshold), score=score)
 
 
 def _ranked_and_marked(
@@ -121,40 +124,42 @@ def _threshold(
 
 
 def _threshold_over_ranks(
-    functions: ModuleType, members: Sequence[Ranked], spreads: Sequence[Spread], gamma: float, score: str
+    functions: ModuleType, members: Sequence[Ranked], shard_groups: Sequence[ShardGroup], gamma: float, score: str
 ) -> Tensor:
-    def scores_of(spread: Spread | None) -> list[Tensor]:
-        return [item.score for item in members if item.score is not None and spread_of(item.param) == spread]
+    def scores_of(shard_group: ShardGroup | None) -> list[Tensor]:
+        return [item.score for item in members if item.score is not None and shard_group_of(item.param) == shard_group]
 
     return exact_threshold(
         functions,
         scores_of(None),
         gamma,
         score=score,
-        shards=[(scores_of(spread), spread.add_up) for spread in spreads],
-        # what every rank knows, also one that has no estimate
+        shards=[(scores_of(shard_group), shard_group.add_up) for shard_group in shard_groups],
+        # from the dtypes, which every rank knows, also one without an estimate
         wide=needs_float64([item.param.dtype for item in members], score),
         device=local_part(members[0].param).device,
     )
 
 
 def draw_random_mask(flat_mask: Tensor, param: Tensor, gamma: float, key: int) -> None:
-    """Fills a mask with independent bits of probability gamma: the control that any claim about IRE has to beat.
+    """Fills a mask with independent bits of probability gamma: the control for every claim about IRE.
 
     Args:
         flat_mask: Packed mask of the parameter's local part, written in place.
         param: The parameter.
         gamma: Expected share of flat coordinates.
-        key: Seed; the same key gives the same mask on every replica with the same kind of device, and shards of the
-            mask that a single process would draw.
+        key: Seed; the same key gives the same mask on every replica with the same kind of device, and ranks get the
+            shards of the mask that a single process would draw.
 
-    Cost: 1 MiB of workspace; a byte a coordinate where the parameter is sharded.
+    Cost: 1 MiB of workspace; one byte per coordinate of a sharded parameter.
     """
+    if flat_mask.is_meta:
+        return
     generator = torch.Generator(flat_mask.device)
 
     def random(begin: int, count: int) -> Tensor:
         generator.manual_seed(as_int64(mix64(key, begin)) & 0x7FFFFFFFFFFFFFFF)
-        return torch.rand(count, generator=generator, device=flat_mask.device) < gamma
+        return torch.rand(count, generator=generator, dtype=torch.float32, device=flat_mask.device) < gamma
 
     if not is_whole(param):
         flat_mask.copy_(pack(drawn(param, torch.bool, random)))

@@ -1,4 +1,4 @@
-"""Whether replicas are still the same: one number for every tensor, compared over the ranks that should agree on it."""
+"""Whether replicas are still equal: one fingerprint per tensor, compared over the ranks that hold it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.dtensors import is_dtensor
-from torch_ire.optim.device_schedule import step_number
-from torch_ire.optim.sharding import local_part
-from torch_ire.sampled_loss import default_label_generator
+from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.sharding import local_part
 
 # Elements that are hashed at once: 8 MiB of integers.
 _CHUNK = 1 << 20
@@ -25,9 +24,10 @@ def check_replicas(
     groups: Sequence[Mapping[str, Any]],
     state: Mapping[Tensor, Mapping[str, Any]],
     keys: Iterable[str],
+    labels: LabelGenerator,
     process_group: torch.distributed.ProcessGroup | None,
 ) -> None:
-    """See :meth:`IREOptimizer.check_replicas`; ``keys`` are those of the state tensors that are compared."""
+    """See :meth:`AdmIRE.check_replicas`; ``keys`` are those of the state tensors that are compared."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     with torch.no_grad():
@@ -35,13 +35,13 @@ def check_replicas(
         prints: list[Tensor] = []
         owners: list[Tensor | None] = []
         device = next((local_part(p).device for group in groups for p in group["params"]), torch.device("cpu"))
-        for name, param, number in _fingerprints(groups, state, tuple(keys), device):
+        for name, param, number in _fingerprints(groups, state, tuple(keys), labels, device):
             names.append(name)
             owners.append(param)
             prints.append(number)
         differs = _differs(torch.stack(prints), owners, process_group)
         first = differs.nonzero().min() if differs.any() else torch.tensor(len(names), device=device)
-        # shards are compared by those who have them; then all learn what was found
+        # ranks compare the shards that they share; then all of them learn the result
         torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MIN, group=process_group)
     if int(first) < len(names):
         raise RuntimeError(f"{owner}.check_replicas(): the replicas differ, first in {names[int(first)]}")
@@ -51,6 +51,7 @@ def _fingerprints(
     groups: Sequence[Mapping[str, Any]],
     state: Mapping[Tensor, Mapping[str, Any]],
     keys: tuple[str, ...],
+    labels: LabelGenerator,
     device: torch.device,
 ) -> Iterable[tuple[str, Tensor | None, Tensor]]:
     """Name, parameter to which it belongs, and fingerprint; the same names in the same order on every rank."""
@@ -60,20 +61,20 @@ def _fingerprints(
 
     for g, group in enumerate(groups):
         for key in _NUMBERS:
-            value = step_number(group) if key == "ire_step" else group[key]
+            value = group.get(key) or 0
             yield f"group {g}: {key}", None, of_number(float(value))
         names = group.get("param_names") or [f"{g}.{i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
             yield f"{name}: parameter", param, fingerprint(local_part(param)).to(device)
             for key in keys:
                 tensor = state.get(param, {}).get(key)
-                # that there is none is a fact like any other
+                # a missing tensor counts as a value of its own
                 number = of_number(-1.0) if tensor is None else fingerprint(local_part(tensor)).to(device)
                 yield f"{name}: {key}", param, number
-    position = default_label_generator.state_dict() if default_label_generator.used else {"seed": 0, "offset": 0}
+    position = labels.state_dict() if labels.used else {"seed": 0, "offset": 0}
     for key, value in position.items():
         number = torch.tensor(as_int64(mix64(value)), dtype=torch.int64, device=device)
-        yield f"default_label_generator: {key}", None, number
+        yield f"label_generator: {key}", None, number
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
@@ -120,8 +121,8 @@ def _replicated_over(owner: Tensor | None) -> tuple[Any, tuple[int, ...]]:
     """The mesh dimensions whose ranks have the same part of a parameter; no mesh: all ranks of the group."""
     if owner is None or not is_dtensor(owner):
         return None, ()
-    spread: Any = owner
-    if spread.device_mesh.get_coordinate() is None:
-        return spread.device_mesh, ()
-    mesh = spread.device_mesh
-    return mesh, tuple(i for i, p in enumerate(spread.placements) if p.is_replicate() and mesh.size(i) > 1)
+    shard_group: Any = owner
+    if shard_group.device_mesh.get_coordinate() is None:
+        return shard_group.device_mesh, ()
+    mesh = shard_group.device_mesh
+    return mesh, tuple(i for i, p in enumerate(shard_group.placements) if p.is_replicate() and mesh.size(i) > 1)

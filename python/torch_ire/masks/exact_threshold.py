@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ire.optim.batches import moved_to
+from torch_ire.layouts import to_device
 
 _DIGIT_BITS = 11
 _DIGITS = 1 << _DIGIT_BITS
@@ -86,12 +86,12 @@ def _counts(functions: ModuleType, scores: Sequence[Tensor], prefix: Tensor, dig
     """The digits of the scores, and, after them, the number of coordinates."""
     counts = torch.zeros(_DIGITS + 1, dtype=torch.int64, device=prefix.device)
     counts[_DIGITS] = sum(tensor.numel() for tensor in scores)
-    prefixes = {device: moved_to(device, prefix) for device in {tensor.device for tensor in scores}}
+    prefixes = {device: to_device(device, prefix) for device in {tensor.device for tensor in scores}}
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for tensor in scores:
         groups[tensor.device, tensor.dtype].append(tensor)
     for (device, _), tensors in groups.items():
-        counts[:_DIGITS] += moved_to(prefix.device, functions.score_histogram(tensors, prefixes[device], **digit))
+        counts[:_DIGITS] += to_device(prefix.device, functions.score_histogram(tensors, prefixes[device], **digit))
     return counts
 
 

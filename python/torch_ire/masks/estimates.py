@@ -1,4 +1,4 @@
-"""Diagonal curvature estimates: from gradients, moments or Hessian products to the scores that are ranked."""
+"""Estimates of the diagonal curvature from gradients and Hessian products: the scores that are ranked."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.dtensors import is_dtensor
-from torch_ire.optim.batches import laid_out_like
-from torch_ire.optim.sharding import drawn, local_part, local_part_like, wrapped_like
-from torch_ire.optim.update_rules import opmath_dtype
-from torch_ire.packed_mask import empty_mask
+from torch_ire.layouts import is_dense, laid_out_like, opmath_dtype
+from torch_ire.sharding import drawn, local_part, local_part_like, wrapped_like
 
 #: (position in the optimizer, its group, parameter, estimate)
 Estimate = tuple[int, Mapping[str, Any], Tensor, Tensor]
@@ -54,27 +52,24 @@ def fold_gradients(
 
 
 def _average(state: dict[str, Any], param: Tensor) -> tuple[Tensor, int]:
-    """The average of a parameter, and of how many estimates it will be with the coming one."""
+    """The average of a parameter, and the number of estimates in it with the coming one."""
     ensure_average(param, state)
     state["hessian_diag_updates"] += 1
-    return local_part(state["hessian_diag"]), int(state["hessian_diag_updates"])
+    part = local_part(param)
+    kept = local_part(state["hessian_diag"])
+    h = laid_out_like(kept, part if is_dense(part) else torch.empty_like(part))
+    if h is not kept:  # the parameter has changed its memory format
+        state["hessian_diag"] = wrapped_like(h, param)
+    return h, int(state["hessian_diag_updates"])
 
 
 def ensure_average(param: Tensor, state: dict[str, Any]) -> None:
-    """Gives a parameter a fresh average if it has none: NaN says that there was no estimate, and it is sharp."""
+    """Creates the average of a parameter if it has none; NaN marks coordinates without an estimate, which are sharp."""
     if "hessian_diag" not in state:
         part, dtype = local_part(param), opmath_dtype(param.dtype)
         nothing = torch.full_like(part, torch.nan, dtype=dtype, memory_format=torch.preserve_format)
         state["hessian_diag"] = wrapped_like(nothing, param)
-        state["hessian_diag_updates"] = torch.zeros((), dtype=torch.float32)
-
-
-def ensure_saved_state(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
-    """Gives a parameter all that its group ever saves, which a checkpointing tool finds by a step with lr = 0."""
-    if isinstance(group["curvature"], str):
-        state.setdefault("flat_mask", empty_mask(local_part(param)))
-        if group["curvature_beta"] > 0:
-            ensure_average(param, state)
+        state["hessian_diag_updates"] = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 def hutchinson_estimates(
@@ -114,8 +109,9 @@ def hutchinson_estimates(
         if group["curvature_beta"] > 0:
             h, updates = _average(state_of(param), param)
             beta = effective_beta(group["curvature_beta"], updates)
-            new = torch.where(h.isfinite(), beta * h + (1 - beta) * estimate, estimate.to(h.dtype))
-            estimate = h.copy_(new.where(estimate.isfinite(), h))
+            latest = estimate.to(h.dtype)  # before the average: half precision would round it away
+            new = torch.where(h.isfinite(), beta * h + (1 - beta) * latest, latest)
+            estimate = h.copy_(new.where(latest.isfinite(), h))
         estimates.append((index, group, param, estimate))
     return estimates
 
@@ -123,10 +119,10 @@ def hutchinson_estimates(
 def average_over(
     process_group: torch.distributed.ProcessGroup | None, params: Sequence[Tensor], owner: str
 ) -> Callable[[Tensor], Tensor]:
-    """What makes the estimates of replicas one: the mean over their group.
+    """A function that averages an estimate over the replicas, in place.
 
     Raises:
-        RuntimeError: There are several processes, and which of them are replicas was not said.
+        RuntimeError: There are several processes, and ``process_group`` does not say which of them are replicas.
     """
     if process_group is None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

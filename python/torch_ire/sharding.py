@@ -1,8 +1,8 @@
-"""Parameters that are spread over ranks: what of a ``DTensor`` lies here, where, and who has the rest.
+"""Sharded parameters: the local part of a ``DTensor``, its position in the whole, and the ranks that hold the rest.
 
-The optimizers work on local parts throughout: elementwise operators see the rank's own shard, and the few numbers that
-belong to all ranks together (counts of a ranking, the norm of SAM) are added up over the mesh dimensions on which a
-parameter is sharded. A plain tensor is its own local part, and is the same on every rank.
+The optimizers work on local parts: elementwise operators see the rank's own shard, and the few numbers that belong to
+all ranks (counts of a ranking, the norm of SAM) are summed over the mesh dimensions that shard a parameter. A plain
+tensor is its own local part, and is the same on every rank.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _BLOCK = 1 << 18
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:
-    """Whether none of the tensors can be a ``DTensor``; faster than a look at each."""
+    """Whether no tensor can be a ``DTensor``; faster than testing each."""
     return _PLAIN.issuperset(map(type, tensors))
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The rank's own part of a tensor, always the same object: all of a plain one, the shard of a ``DTensor``."""
+    """The rank's own part of a tensor: a plain tensor itself, the shard of a ``DTensor``. Always the same object."""
     if type(tensor) in _PLAIN or not is_dtensor(tensor):
         return tensor
     # to_local() makes a new view of a parameter at each call, and of a detached tensor not
@@ -46,29 +46,29 @@ def _arrived(part: Tensor) -> Tensor:
 
 
 def local_part_like(tensor: Tensor, param: Tensor) -> Tensor:
-    """The part of a gradient or product that belongs to the rank's part of its parameter.
+    """The local part of a gradient or product, in the placement of its parameter.
 
-    A ``DTensor`` that lies otherwise, such as the partial sums that sequence parallelism leaves, is redistributed
-    first, as torch's own optimizers do it.
+    A ``DTensor`` in another placement, such as the partial sums of sequence parallelism, is redistributed first, as in
+    torch's own optimizers.
     """
     if is_dtensor(tensor) != is_dtensor(param):
         kinds = [f"{type(t).__name__}" for t in (param, tensor)]
         raise RuntimeError(f"expected a gradient of its parameter's kind, {kinds[0]}, got {kinds[1]}")
-    if is_dtensor(param) and not lies_like(tensor, param):
+    if is_dtensor(param) and not same_placement(tensor, param):
         tensor = tensor.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
     return local_part(tensor)
 
 
-def lies_like(tensor: Tensor, param: Any) -> bool:
-    """Whether two ``DTensor`` s have their elements in the same places."""
+def same_placement(tensor: Tensor, param: Any) -> bool:
+    """Whether two ``DTensor`` s have the same mesh and placements."""
     ours: Any = tensor
     mesh, others = ours.device_mesh, param.device_mesh
-    # usually one object; to compare two takes longer
+    # usually one object; comparing two takes longer
     return bool(ours.placements == param.placements and (mesh is others or mesh == others))
 
 
 def wrapped_like(part: Tensor, like: Tensor) -> Tensor:
-    """The tensor of which ``part`` is the local part, in the shape, mesh and placements of ``like``."""
+    """Wraps a local part in the shape, mesh and placements of ``like``; a plain ``like`` returns it unchanged."""
     if not is_dtensor(like):
         return part
     from torch.distributed.tensor import DTensor
@@ -78,21 +78,21 @@ def wrapped_like(part: Tensor, like: Tensor) -> Tensor:
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
-def note_mutation(params: Sequence[Tensor]) -> None:
-    """Tells autograd that the local parts of these parameters have been written; plain ones have been noted already."""
+def mark_local_writes(params: Sequence[Tensor]) -> None:
+    """Advances the version of ``DTensor`` s whose local parts an operator wrote; it advanced plain tensors itself."""
     if not are_plain(params) and not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version([param for param in params if is_dtensor(param)])
 
 
 def check_placements(owner: str, group: Mapping[str, Any]) -> None:
-    """Raises ``TypeError`` for a ``DTensor`` of which no rank has the value, or that a projector would have to mix."""
+    """Raises ``TypeError`` for a ``DTensor`` with partial placements, or one whose coordinates a projector would mix."""
     for index, param in enumerate(group["params"]):
         if not is_dtensor(param):
             continue
         if any(placement.is_partial() for placement in param.placements):
             raise TypeError(
-                f"{owner}: params[{index}] is a DTensor with placements {param.placements}, a sum that has not been "
-                "made; redistribute it to Shard or Replicate first"
+                f"{owner}: params[{index}] is a DTensor with the partial placements {param.placements}; "
+                "redistribute it to Shard or Replicate first"
             )
         if not isinstance(group["curvature"], str):
             raise TypeError(
@@ -101,18 +101,18 @@ def check_placements(owner: str, group: Mapping[str, Any]) -> None:
             )
 
 
-# -- who has the rest ------------------------------------------------------------------------------------------------
+# -- the ranks that hold the rest ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The mesh dimensions over which the coordinates of some parameters are spread, each held once."""
+class ShardGroup:
+    """The mesh dimensions that shard some parameters."""
 
     mesh: Any  # torch.distributed.DeviceMesh
     dims: tuple[int, ...]
 
     def add_up(self, counts: Tensor) -> Tensor:
-        """The sum of integers over the ranks, exact and hence the same everywhere; one collective a dimension."""
+        """The exact sum of integers over the ranks; one all-reduce per mesh dimension."""
         return functools.reduce(self._all_reduce, self.dims, counts.to(self.mesh.device_type)).to(counts.device)
 
     def _all_reduce(self, counts: Tensor, dim: int) -> Tensor:
@@ -120,7 +120,7 @@ class Spread:
         return counts
 
     def add_in_order(self, numbers: Tensor) -> Tensor:
-        """The sum of floating point numbers over the ranks, added in their order: the same bits on every rank."""
+        """The sum of floating point numbers in the order of the ranks: the same bits on every rank."""
         return functools.reduce(self._gather_and_add, self.dims, numbers.to(self.mesh.device_type)).to(numbers.device)
 
     def _gather_and_add(self, numbers: Tensor, dim: int) -> Tensor:
@@ -129,45 +129,47 @@ class Spread:
         return functools.reduce(torch.add, parts)
 
 
-def spread_of(param: Tensor) -> Spread | None:
-    """Over which mesh dimensions a parameter is sharded; ``None`` where every rank that has it has all of it."""
+def shard_group_of(param: Tensor) -> ShardGroup | None:
+    """The mesh dimensions that shard a parameter; ``None`` if the parameter is replicated."""
     if not is_dtensor(param):
         return None
     spread: Any = param
     mesh = spread.device_mesh
     if mesh.get_coordinate() is None:
-        return None  # this rank has no part in it
+        return None  # this rank is outside the mesh
     dims = [i for i, placement in enumerate(spread.placements) if not placement.is_replicate() and mesh.size(i) > 1]
-    return Spread(mesh, tuple(dims)) if dims else None
+    return ShardGroup(mesh, tuple(dims)) if dims else None
 
 
 def add_over_ranks(
-    parts: Sequence[tuple[Spread | None, Tensor]], spreads: Iterable[Spread | None], floating: bool
+    parts: Sequence[tuple[ShardGroup | None, Tensor]], shard_groups: Iterable[ShardGroup | None], floating: bool
 ) -> Tensor:
-    """Adds up, over all ranks, numbers that belong to parameters here; those of unsharded parameters count once.
+    """Sums numbers of local parameters over all ranks; numbers of replicated parameters count once.
 
     Args:
-        parts: Numbers of one shape and dtype, with the spread of the parameters that they come from.
-        spreads: All spreads that may occur, whether this rank has parts of them or not: every rank takes part in one
-            collective for each, in the order in which they come.
+        parts: Numbers of one shape and dtype, each with the shard group of its parameters.
+        shard_groups: All shard groups of the parameters, in the same order on every rank: each takes one collective,
+            also on a rank without numbers for it.
         floating: Whether the sum depends on its order.
     """
     zero = torch.zeros_like(parts[0][1])
     total = zero.clone()
-    for spread in dict.fromkeys(spreads):
-        here = functools.reduce(torch.add, [part.to(zero.device) for owner, part in parts if owner == spread], zero)
-        if spread is not None:
-            here = spread.add_in_order(here.clone()) if floating else spread.add_up(here.clone())
+    for shard_group in dict.fromkeys(shard_groups):
+        here = functools.reduce(
+            torch.add, [part.to(zero.device) for owner, part in parts if owner == shard_group], zero
+        )
+        if shard_group is not None:
+            here = shard_group.add_in_order(here.clone()) if floating else shard_group.add_up(here.clone())
         total += here
     return total
 
 
-# -- where it lies ---------------------------------------------------------------------------------------------------
+# -- positions of local coordinates ---------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4096)
 def _indices(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Sequence[int], ...]:
-    """Along each dimension of a tensor, which of its global indices this rank has, in increasing order."""
+    """The global indices of this rank along each dimension of a tensor, in increasing order."""
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return tuple(range(0) for _ in shape)
@@ -176,10 +178,10 @@ def _indices(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...]) -> 
         if placement.is_replicate() or placement.is_partial():
             continue
         dim = placement.dim
-        along = torch.tensor(list(found[dim]), dtype=torch.int64).view(
+        along = torch.tensor(list(found[dim]), dtype=torch.int64, device="cpu").view(
             [-1 if d == dim else 1 for d in range(len(shape))]
         )
-        # what distributes tensors distributes their indices, strided shards of two-dimensional parallelism included
+        # splitting the indices as a tensor covers the strided shards of two-dimensional parallelism too
         shards, _ = placement._split_tensor(along, mesh.size(i), with_padding=False, contiguous=False)
         mine = shards[coordinate[i]].flatten().tolist()
         is_run = bool(mine) and mine[-1] - mine[0] + 1 == len(mine)
@@ -188,7 +190,7 @@ def _indices(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...]) -> 
 
 
 def local_indices(param: Tensor) -> tuple[Sequence[int], ...]:
-    """Which global indices of each dimension the local part of a parameter has."""
+    """The global indices of the local part of a parameter, per dimension."""
     if not is_dtensor(param):
         return tuple(range(size) for size in param.shape)
     spread: Any = param
@@ -208,7 +210,7 @@ def is_whole(param: Tensor) -> bool:
 
 
 def part_of_full(full: Tensor, param: Tensor) -> Tensor:
-    """The local part of a parameter's coordinates of a plain tensor in its global shape; no communication."""
+    """Local shard of a replicated value. No communication."""
     for dim, mine in enumerate(local_indices(param)):
         if isinstance(mine, range):
             full = full.narrow(dim, mine.start if mine else 0, len(mine))
@@ -218,7 +220,7 @@ def part_of_full(full: Tensor, param: Tensor) -> Tensor:
 
 
 def first_coordinate(param: Tensor) -> int:
-    """The global position, row-major, of the first coordinate of the local part; it tells shards apart."""
+    """The global row-major position of the first local coordinate; it distinguishes shards."""
     indices = local_indices(param)
     if not all(indices):
         return 0
@@ -263,19 +265,19 @@ class _Region:
 
 
 def draw(param: Tensor, random: Callable[[int, int], Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Random numbers that are the same function of the global coordinate however a parameter is sharded.
+    """Draws random numbers that depend on the global coordinate alone, however a parameter is sharded.
 
     Args:
         param: Plain or ``DTensor``.
         random: ``random(begin, count)`` returns ``count`` numbers on the parameter's device for the coordinates from
-            ``begin`` on, the same at each call; ``begin`` is a multiple of 2¹⁸, and blocks cover the whole parameter.
+            ``begin`` on, the same at each call; ``begin`` is a multiple of 2¹⁸.
 
     Yields:
         A range of the local coordinates, and their numbers. A plain parameter counts its coordinates in memory order, a
         sharded one row-major, which is the same for contiguous tensors.
 
-    Cost: the blocks in which the rank has a coordinate: its own share along the first dimension, up to all of them
-    where another dimension is sharded.
+    Cost: the blocks that contain a local coordinate: the rank's share for shards of the first dimension, up to all
+    blocks for shards of another one.
     """
     total = param.numel()
     region = None if is_whole(param) else _Region(tuple(param.shape), local_indices(param))

@@ -1,0 +1,235 @@
+"""The tensors of a step: parameters, gradients and one list per state key for each group, device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_ire.counter_rng import as_int64, mix64
+from torch_ire.layouts import is_dense, laid_out_like
+from torch_ire.packed_mask import empty_mask, follow_layout, num_bytes
+from torch_ire.packed_state import packed_mask_views, packed_numel, packed_views, segment_numel
+from torch_ire.sharding import (
+    first_coordinate,
+    is_whole,
+    local_part,
+    local_part_like,
+    mark_local_writes,
+    wrapped_like,
+)
+from torch_ire.steps.schedule import Group, on_device
+from torch_ire.steps.update_rules import state_dtype
+
+# State that is no tensor in the parameter's shape, and plain beside a ``DTensor`` too.
+_PLAIN = ("step", "flat_mask")
+
+
+def indexed_parameters(groups: Iterable[Group]) -> Iterator[tuple[int, Group, Tensor]]:
+    """All parameters with their position in the optimizer, which is the same on every replica and after a resume."""
+    index = 0
+    for group in groups:
+        for param in group["params"]:
+            yield index, group, param
+            index += 1
+
+
+def dense_gradient(param: Tensor, owner: str) -> Tensor | None:
+    """The local part of ``param.grad``, or ``None``; raises ``RuntimeError`` if it does not fit its parameter."""
+    grad = param.grad
+    if grad is None:
+        return None
+    if grad.layout != torch.strided:
+        raise RuntimeError(f"{owner} does not support sparse gradients")
+    if grad.dtype != param.dtype:  # torch allows it through `param.grad_dtype`
+        raise RuntimeError(f"{owner} expects gradients of the parameter's dtype {param.dtype}, got {grad.dtype}")
+    part, local = local_part(param), local_part_like(grad, param)
+    if local.shape != part.shape:
+        raise RuntimeError(
+            f"{owner} expects gradients of the parameter's shape {tuple(part.shape)}, got {tuple(local.shape)}"
+        )
+    if local.device != part.device:
+        raise RuntimeError(f"{owner} expects gradients on the parameter's device {part.device}, got {local.device}")
+    return local
+
+
+@dataclass
+class TensorLists:
+    """The parameters of one group, device and dtype that one operator call updates, with their state.
+
+    Sharded parameters are listed by their local parts; their state stays in ``DTensor`` s.
+    """
+
+    group: Group
+    # the parameters, their positions in the optimizer and their state
+    params_of_group: list[Tensor] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    # local and dense: parameters with gaps in memory step through a copy, see `copies`
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    restore_from: list[Tensor] = field(default_factory=list)
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    # local state tensors by key, and the packed tensor that holds all of a key's, if every key has one
+    columns: dict[str, list[Tensor]] = field(default_factory=dict)
+    packed: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self.params[0].dtype
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether :meth:`column` returns packed tensors."""
+        return bool(self.packed)
+
+    def add(self, index: int, param: Tensor, grad: Tensor, entry: dict[str, Any]) -> None:
+        """Appends a parameter with its local gradient; ``index`` is its position in the optimizer."""
+        part = local_part(param)
+        if not is_dense(part):
+            dense = torch.empty_like(part).copy_(part)
+            self.copies.append((part, dense))
+            part = dense
+        self.params_of_group.append(param)
+        self.params.append(part)
+        self.grads.append(laid_out_like(grad, part))
+        self.indices.append(index)
+        self.entries.append(entry)
+
+    def column(self, key: str) -> list[Tensor]:
+        """One state tensor per parameter, in the parameter's layout, or the packed tensor of all."""
+        return [self.packed[key]] if self.packed else self.columns[key]
+
+    def flat_masks(self) -> list[Tensor]:
+        """The masks as :meth:`column` returns state; empty before the end of the warm-up and without any mask."""
+        if "flat_mask" not in self.columns or not (
+            on_device(self.group) or self.group["ire_step"] >= self.group["warmup_steps"]
+        ):
+            return []
+        return self.column("flat_mask")
+
+    def rounding_keys(self) -> list[int]:
+        """One key per bfloat16 parameter for stochastic rounding, none for every other.
+
+        Shards of a parameter have keys of their own, the same on every rank that holds the same shard.
+        """
+        if self.group["rounding"] != "stochastic" or self.dtype != torch.bfloat16:
+            return []
+        keys = [mix64(self.group["seed"], index) for index in self.indices]
+        return [
+            as_int64(key if is_whole(param) else mix64(key, first_coordinate(param)))
+            for key, param in zip(keys, self.params_of_group, strict=True)
+        ]
+
+    def check_gradients(self, owner: str) -> None:
+        """Raises ``RuntimeError`` for a gradient that the operator would refuse."""
+        for param in self.params_of_group:
+            dense_gradient(param, owner)
+
+    def finish(self) -> None:
+        """Copies dense copies back, and advances the versions of sharded parameters."""
+        for part, dense in self.copies:
+            part.copy_(dense)
+        mark_local_writes(self.params_of_group)
+
+    def release(self) -> None:
+        """Drops the gradients, which the lists would keep alive between steps."""
+        self.grads, self.restore_from = [], []
+
+    # -- building ----------------------------------------------------------------------------------------------------
+
+    def collect_state(self, keys: Sequence[str]) -> None:
+        """Creates the state that is missing, and lists all of it."""
+        created: list[dict[str, Any]] = [{} for _ in self.entries]
+        for key in keys:
+            self._create(key, created)
+        for entry, new in zip(self.entries, created, strict=True):
+            entry.update(new)  # all keys of a parameter at once
+        for key in keys:
+            self.columns[key] = [self._laid_out(key, i) for i in range(len(self.params))]
+        masks = [entry.get("flat_mask") for entry in self.entries]
+        for mask, part in zip(masks, self.params, strict=True):
+            if mask is not None:
+                follow_layout(mask, part)
+        if any(mask is not None for mask in masks):
+            pairs = zip(self.params, masks, strict=True)
+            self.columns["flat_mask"] = [empty_mask(part) if mask is None else mask for part, mask in pairs]
+        if len(self.params) > 1 and self.columns:
+            packed = {key: _packed_tensor(key, column, self.params) for key, column in self.columns.items()}
+            if all(tensor is not None for tensor in packed.values()):
+                self.packed = {key: tensor for key, tensor in packed.items() if tensor is not None}
+
+    def _create(self, key: str, created: list[dict[str, Any]]) -> None:
+        """Makes a state tensor for the parameters that lack it; views of one packed tensor unless addresses must last.
+
+        A captured graph holds the addresses of its state, and a compiler handles views of one tensor badly.
+        """
+        dtype = state_dtype(key, self.dtype)
+        entries = enumerate(self.entries)
+        # a compensation of another half type is of no use
+        missing = [i for i, e in entries if key not in e or (key == "compensation" and e[key].dtype != dtype)]
+        parts = [self.params[i] for i in missing]
+        for i, tensor in zip(missing, new_state(key, parts, dtype, packed=not on_device(self.group)), strict=True):
+            if key == "master_param":
+                tensor.copy_(self.params[i])
+            elif key == "step" and "momentum_buffer" in self.entries[i]:
+                tensor += 1  # from torch.optim.SGD, which does not count: this is not the first step
+            created[i][key] = tensor if key in _PLAIN else wrapped_like(tensor, self.params_of_group[i])
+
+    def _laid_out(self, key: str, i: int) -> Tensor:
+        tensor = local_part(self.entries[i][key])
+        if key in _PLAIN or tensor.stride() == self.params[i].stride():
+            return tensor
+        tensor = laid_out_like(tensor, self.params[i])
+        self.entries[i][key] = wrapped_like(tensor, self.entries[i][key])
+        return tensor
+
+
+def new_state(key: str, parts: Sequence[Tensor], dtype: torch.dtype, *, packed: bool) -> list[Tensor]:
+    """Zeros for one state key of some parameters of one dtype and device.
+
+    Args:
+        key: "step", "flat_mask", or the key of a tensor in the parameter's shape.
+        parts: Local parts of the parameters, dense.
+        dtype: Of the new tensors.
+        packed: Views of one packed tensor, see :mod:`torch_ire.packed_state`, instead of one allocation each.
+
+    Returns:
+        One tensor per parameter, in its layout.
+    """
+    if not parts:
+        return []
+    device = parts[0].device
+    if not packed or len(parts) == 1:
+        if key == "step":
+            return [torch.zeros((), dtype=dtype, device=device) for _ in parts]
+        if key == "flat_mask":
+            return [empty_mask(part) for part in parts]
+        return [torch.zeros_like(part, dtype=dtype, memory_format=torch.preserve_format) for part in parts]
+    if key == "step":
+        return list(torch.zeros(len(parts), dtype=dtype, device=device).unbind())
+    sizes = [num_bytes(part.numel()) if key == "flat_mask" else part.numel() for part in parts]
+    flat = torch.zeros(packed_numel(sizes, dtype.itemsize), dtype=dtype, device=device)
+    return packed_mask_views(flat, parts) if key == "flat_mask" else packed_views(flat, parts)
+
+
+def _packed_tensor(key: str, column: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor | None:
+    """The packed tensor whose segments a column's tensors are, if they are."""
+    first = column[0]
+    storage, itemsize = first.untyped_storage(), first.element_size()
+    offset = first.storage_offset()
+    for tensor, part in zip(column, parts, strict=True):
+        if tensor.storage_offset() != offset or tensor.dtype != first.dtype:
+            return None
+        if tensor.untyped_storage().data_ptr() != storage.data_ptr():
+            return None
+        size = num_bytes(part.numel()) if key == "flat_mask" else part.numel()
+        offset += 1 if key == "step" else segment_numel(size, itemsize)
+    if offset * itemsize > storage.nbytes():
+        return None
+    length = offset - first.storage_offset()
+    return torch.empty(0, dtype=first.dtype, device=first.device).set_(storage, first.storage_offset(), (length,), (1,))
