@@ -50,8 +50,8 @@ def refresh_masks(
         thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated. Entries of a gamma that no
             parameter of its pool has any more are removed.
 
-    Cost: one to two reads of the scores if one device and dtype hold them and all their masks are due. Otherwise as many
-        for the exact threshold (3 for a ranking over several dtypes, devices or ranks, 6 with float64 scores among
+    Cost: one to two reads of the scores if one device and dtype hold them and all their masks are due. Otherwise as
+        many for the exact threshold (3 for a ranking over several dtypes, devices or ranks, 6 with float64 scores among
         them), and one more for the bits. Over ranks, one message of 16 KiB per read and shard group.
     """
     pools: dict[Hashable, list[Ranked]] = defaultdict(list)
