@@ -1,9 +1,10 @@
 """Steps, mask refresh, SAM and label sampling on the CPU, against what torch offers, in one process.
 
-    python -m benchmarks.cpu [--only steps rounding training refresh sam sampling memory] [--repeats 25]
+    python -m benchmarks.cpu [--only bandwidth steps rounding training refresh sam sampling memory] [--repeats 25]
 
-Every ratio is ours over theirs within one round of interleaved runs, the median over the rounds. Results go to
-benchmarks/results/cpu.json.
+Every ratio is ours over theirs within one round of interleaved runs, the median over the rounds. Rows of the large
+model carry the least number of bytes that they move per parameter, from which and from the measured bandwidth the
+report computes the floor of the ratio. Results go to benchmarks/results/cpu.json.
 """
 
 from __future__ import annotations
@@ -58,23 +59,38 @@ def repeated(run: Callable[[], object]) -> Callable[[], Callable[[], object]]:
     return lambda: run
 
 
+def bandwidth(repeats: int) -> dict[str, Any]:
+    """The fastest read, and the fastest update in place, of as many numbers as the large model has."""
+    x = torch.randn(sum(torch.Size(shape).numel() for shape in MODELS["58 M in 75 tensors"]))
+    times, _ = interleaved({"read": repeated(x.sum), "update": repeated(lambda: x.mul_(1.0))}, repeats)
+    moved = {"read": 4 * x.numel(), "update": 8 * x.numel()}
+    rates = {name: moved[name] / t["least"] for name, t in times.items()}
+    print(f"memory bandwidth: read {rates['read'] / 1e9:.1f} GB/s, update in place {rates['update'] / 1e9:.1f} GB/s")
+    return {"memory bandwidth": {"bytes_per_second": rates, "parameters": x.numel()}}
+
+
 def steps(repeats: int) -> dict[str, Any]:
     results = {}
     for model in MODELS:
+        large = model == "58 M in 75 tensors"
         sgd = {"lr": 1e-6, "momentum": 0.9}
         ours, theirs = (
             masked(torch_ire.AdmIRE(parameters(model), lr=1e-6)),
             torch.optim.AdamW(parameters(model), lr=1e-6, fused=True),
         )
         measured = interleaved({"AdmIRE": repeated(ours.step), "torch AdamW fused": repeated(theirs.step)}, repeats)
-        results[f"AdmIRE step, {model}"] = report(f"AdmIRE step, {model}", *measured)
+        results[f"AdmIRE step, {model}"] = report(
+            f"AdmIRE step, {model}", *measured, moved=(4.125, 24) if large else None
+        )
         del ours, theirs
         ours, theirs = (
             masked(torch_ire.SGDIRE(parameters(model), **sgd)),
             torch.optim.SGD(parameters(model), fused=True, **sgd),
         )
         measured = interleaved({"SGDIRE": repeated(ours.step), "torch SGD fused": repeated(theirs.step)}, repeats)
-        results[f"SGDIRE step, {model}"] = report(f"SGDIRE step, {model}", *measured)
+        results[f"SGDIRE step, {model}"] = report(
+            f"SGDIRE step, {model}", *measured, moved=(4.125, 16) if large else None
+        )
     return results
 
 
@@ -82,18 +98,18 @@ def rounding(repeats: int) -> dict[str, Any]:
     """bfloat16 weights, of which torch rounds the moments too; then a look at gradients for what is not finite."""
     model = "58 M in 75 tensors"
     results = {}
-    for kind in ("nearest", "stochastic", "kahan", "master"):
+    for kind, updated in {"nearest": 20, "stochastic": 20, "kahan": 24, "master": 28}.items():
         ours = masked(torch_ire.AdmIRE(parameters(model, torch.bfloat16), lr=1e-6, rounding=kind))
         theirs = torch.optim.AdamW(parameters(model, torch.bfloat16), lr=1e-6, fused=True)
         measured = interleaved({"AdmIRE": repeated(ours.step), "torch AdamW fused": repeated(theirs.step)}, repeats)
         name = f'AdmIRE step, bfloat16, rounding="{kind}", {model}'
-        results[name] = report(name, *measured)
+        results[name] = report(name, *measured, moved=(2.125, updated))
         del ours, theirs
     ours = masked(torch_ire.AdmIRE(parameters(model), lr=1e-6, skip_nonfinite=True))
     theirs = torch.optim.AdamW(parameters(model), lr=1e-6, fused=True)
     measured = interleaved({"AdmIRE": repeated(ours.step), "torch AdamW fused": repeated(theirs.step)}, repeats)
     name = f"AdmIRE step, skip_nonfinite=True, {model}"
-    results[name] = report(name, *measured)
+    results[name] = report(name, *measured, moved=(8.125, 24))
     return results
 
 
@@ -125,6 +141,7 @@ def training(repeats: int) -> dict[str, Any]:
 
 
 def refresh(repeats: int) -> dict[str, Any]:
+    """The call alone: the batches keep their gradients, so that the refresh drops references and frees no memory."""
     model = "58 M in 75 tensors"
     results = {}
     for beta in (0.0, 0.9):
@@ -141,8 +158,8 @@ def refresh(repeats: int) -> dict[str, Any]:
             return ours.update_mask
 
         measured = interleaved({"update_mask": prepare, "torch AdamW fused": repeated(theirs.step)}, repeats)
-        name = f"mask refresh, curvature_beta={beta:g}, {model}"
-        results[name] = report(name, *measured)
+        name = f"mask refresh without freeing the gradients, curvature_beta={beta:g}, {model}"
+        results[name] = report(name, *measured, moved=(4.125, 0) if beta == 0.0 else (8.125, 8))
         if beta == 0.0:
             run = prepare()
             results[name]["peak_bytes"] = peak_bytes(run)
@@ -210,15 +227,20 @@ def memory(_: int) -> dict[str, Any]:
     return {"optimizer state, bytes a parameter": bytes_of}
 
 
-def report(name: str, times: dict[str, dict[str, float]], ratio: float) -> dict[str, Any]:
+def report(
+    name: str, times: dict[str, dict[str, float]], ratio: float, moved: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """Prints and returns a row. ``moved``: bytes per parameter that are read only, and that are read and written."""
     shown = [
         f"{who} {1e3 * t['median']:.2f} ms ({1e3 * t['q20']:.2f} to {1e3 * t['q80']:.2f})" for who, t in times.items()
     ]
     print(f"{name}: {', '.join(shown)}, ratio {ratio:.3f}")
-    return {"seconds": times, "ratio": ratio}
+    row: dict[str, Any] = {"seconds": times, "ratio": ratio}
+    return row if moved is None else row | {"bytes_per_parameter": {"read": moved[0], "update": moved[1]}}
 
 
 PARTS = {
+    "bandwidth": bandwidth,
     "steps": steps,
     "rounding": rounding,
     "training": training,

@@ -24,7 +24,7 @@ Prepare = Callable[[], Callable[[], object]]
 
 
 def interleaved(candidates: Mapping[str, Prepare], repeats: int) -> tuple[dict[str, dict[str, float]], float]:
-    """Seconds of each candidate (median, 20 % and 80 % quantiles), and the ratio of the first to the second.
+    """Seconds of each candidate (median, 20 % and 80 % quantiles, least), and the ratio of the first to the second.
 
     The candidates take turns, each going first in every other round, and the ratio is the median of those within a
     round: what else the machine does, and where its memory bandwidth drifts, hits both alike.
@@ -47,7 +47,7 @@ def interleaved(candidates: Mapping[str, Prepare], repeats: int) -> tuple[dict[s
 
 def summary(times: list[float]) -> dict[str, float]:
     low, *_, high = statistics.quantiles(times, n=5)
-    return {"median": statistics.median(times), "q20": low, "q80": high, "repeats": len(times)}
+    return {"median": statistics.median(times), "q20": low, "q80": high, "least": min(times), "repeats": len(times)}
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -30,20 +30,35 @@ Results = dict[str, dict[str, Any]]
 
 
 def steps_table(results: Results) -> str:
-    """One row a comparison, times as median (20 % to 80 %) in milliseconds."""
+    """One row per comparison, times as median (20 % to 80 %) in milliseconds.
+
+    The floor is the time that the bytes of our side take at the measured bandwidth, over the other side's time.
+    """
     timed = {name: result for name, result in results.items() if "seconds" in result}
     environment = next(iter(timed.values()))["environment"]
     threads = environment["threads"]
+    has_floors = any("bytes_per_parameter" in result for result in timed.values()) and "memory bandwidth" in results
     lines = [
         f"{threads} thread{'s' * (threads != 1)}, {environment['processor']}, torch {environment['torch']}:",
         "",
-        "| | torch-ire, ms | against, ms | ratio |",
-        "|---|---|---|---|",
+        f"| | torch-ire, ms | against, ms | ratio |{' floor |' * has_floors}",
+        f"|---|---|---|---|{'---|' * has_floors}",
     ]
     for name, result in timed.items():
         ours, theirs = result["seconds"].items()
-        lines.append(f"| {name} | {cell(*ours)} | {cell(*theirs)} | {result['ratio']:.2f} |")
+        floor_cell = f" {floor(result, results['memory bandwidth'])} |" if has_floors else ""
+        lines.append(f"| {name} | {cell(*ours)} | {cell(*theirs)} | {result['ratio']:.2f} |{floor_cell}")
     return "\n".join(lines) + "\n"
+
+
+def floor(result: dict[str, Any], measured: dict[str, Any]) -> str:
+    """The least ratio that the bytes of a row allow; empty where a row does not say how many there are."""
+    if "bytes_per_parameter" not in result:
+        return ""
+    rates = measured["bytes_per_second"]
+    seconds = sum(count / rates[kind] for kind, count in result["bytes_per_parameter"].items()) * measured["parameters"]
+    _, theirs = result["seconds"].values()
+    return f"{seconds / theirs['median']:.2f}"
 
 
 def cell(name: str, seconds: dict[str, float]) -> str:

@@ -56,3 +56,16 @@ def assert_same_number(actual: Tensor, expected: Tensor) -> None:
     assert actual.shape == expected.shape
     assert torch.equal(actual.double().nan_to_num(nan=1e300), expected.double().nan_to_num(nan=1e300))
     assert torch.equal(actual.isnan(), expected.isnan())
+
+
+def sampled_positions(n: int) -> Tensor:
+    """Where the native operator looks first (csrc/math/selection.h), to build lists whose sample misleads."""
+    m = int(n ** (2 / 3))
+    j = torch.arange(m, dtype=torch.int64)
+    h = j
+    h = h ^ (h >> 16)
+    h = (h * 0x7FEB352D) & 0xFFFFFFFF
+    h = h ^ (h >> 15)
+    h = (h * 0x846CA68B) & 0xFFFFFFFF
+    h = h ^ (h >> 16)
+    return ((j.double() + h.double() * 2.0**-32) * (n / m)).long().clamp(max=n - 1)

@@ -34,3 +34,26 @@ def test_saving_keeps_the_order(tmp_path, monkeypatch):
     saved = json.loads(path.read_text())
     assert list(saved) == ["first", "second"]
     assert list(saved["second"]["seconds"]) == ["zebra", "ant"]
+
+
+def test_floor_is_the_time_of_the_bytes_over_the_other_side() -> None:
+    bandwidth = {"bytes_per_second": {"read": 10e9, "update": 40e9}, "parameters": 1_000_000}
+    row = {
+        "seconds": {"ours": {"median": 9.0}, "torch": {"median": 2e-3}},
+        "bytes_per_parameter": {"read": 4, "update": 24},
+    }
+    assert report.floor(row, bandwidth) == "0.50"  # 0.4 ms + 0.6 ms
+    assert report.floor({"seconds": row["seconds"]}, bandwidth) == ""
+
+
+def test_floors_have_a_column_where_the_bandwidth_is_known() -> None:
+    times = {"median": 1e-3, "q20": 1e-3, "q80": 1e-3}
+    environment = {"threads": 2, "processor": "P", "torch": "T"}
+    row = {"seconds": {"ours": times, "torch": times}, "ratio": 1.0, "environment": environment}
+    results = {"a": row | {"bytes_per_parameter": {"read": 1, "update": 0}}, "b": row}
+    assert "floor" not in report.steps_table(results)
+    results["memory bandwidth"] = {"bytes_per_second": {"read": 2e9, "update": 1e9}, "parameters": 1_000_000}
+    header, _, a, b = report.steps_table(results).splitlines()[2:]
+    assert header.endswith("| ratio | floor |")
+    assert a.endswith("| 1.00 | 0.50 |")
+    assert b.endswith("| 1.00 |  |")

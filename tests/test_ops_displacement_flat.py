@@ -49,6 +49,16 @@ def test_no_displacement_no_change(device):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("functions", [ops, reference])
+def test_kappa_zero_keeps_the_bits_after_an_infinite_displacement(device, functions):
+    _, args = inputs(torch.float32, device)
+    args[0][3][0, 0], args[1][3][1, 1] = torch.inf, -torch.inf
+    run = clones(*args)
+    functions.displacement_flat_(*run, kappa=0.0)
+    for a, b in zip(run[0], args[0], strict=True):
+        assert torch.equal(a, b)
+
+
 def test_kappa_from_memory(device):
     lists, args = inputs(torch.float32, device)
     a, b = clones(*args), clones(*args)

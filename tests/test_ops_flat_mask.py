@@ -10,10 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selection_data import SCORES, SHAPES, assert_same_number, score_of, tensor_lists
+from selection_data import (
+    CHUNK,
+    SCORES,
+    SHAPES,
+    assert_same_number,
+    sampled_positions,
+    score_of,
+    sorted_scores,
+    tensor_lists,
+)
 from tolerances import DTYPES
 from torch_ire import ops, reference
-from torch_ire.packed_mask import memory_order
+from torch_ire.packed_mask import memory_order, pack
 
 pytestmark = pytest.mark.usefixtures("host_implementation")
 
@@ -79,6 +88,94 @@ def test_with_kth_value_marks_the_share(dtype: torch.dtype, score: str, gamma: f
     flat = sum(sum(bits_of(m)) for m in masks)
     assert flat == int((ranked <= threshold).sum())
     assert k <= flat <= k + max(0, ties - 1)
+
+
+def check_ranked(scores: list[Tensor], k: int, score: str, hint: float = 0.5) -> None:
+    """One call with k does what a sort and a comparison do."""
+    expected = sorted_scores(scores, score)[k - 1]
+    dtype = torch.float32 if score == "square" else scores[0].dtype
+    for function in (ops.flat_mask_, reference.flat_mask_):
+        threshold = torch.tensor(hint, dtype=dtype)
+        masks = garbage_masks(scores)
+        function(masks, scores, threshold, score=score, k=k)
+        assert_same_number(threshold, expected.to(dtype))
+        for mask, tensor in zip(masks, scores, strict=True):
+            flat = score_of(memory_order(tensor), score).double()
+            flat = flat.isfinite() & ~(flat > expected.double())
+            assert torch.equal(mask, pack(flat))
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores=tensor_lists(), score=st.sampled_from(SCORES), data=st.data())
+def test_ranked_bits_are_the_definition(scores: list[Tensor], score: str, data: st.DataObject) -> None:
+    n = sum(s.numel() for s in scores)
+    if n:
+        check_ranked(scores, data.draw(st.integers(1, n)), score, data.draw(st.sampled_from([0.0, 1.0, torch.nan])))
+
+
+def ranked_lists() -> dict[str, Tensor]:
+    """Lists that are sampled, each another way through the selection."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(200_003, generator=generator)
+    sampled = x.clone()
+    sampled[sampled_positions(x.numel())] = 1e3
+    return {
+        "normal": x,
+        "answer above the bracket": sampled,
+        "answer below the bracket": torch.where(sampled == 1e3, 1e-3, x),
+        "equal": torch.ones_like(x),
+        "ties at both ends": x.round(),
+        "zeros": torch.where(x.abs() < 1.28, 0.0, x),
+        "ties that cross a bucket": x.bfloat16().float(),
+        "infinite": torch.where(x > -0.5, x, -torch.inf),
+        "bracket of infinities": torch.where(x > 0.5, x, torch.inf),
+        "not a number": torch.where(x > 0.5, x, torch.nan),
+        "wide": x * torch.exp(30 * torch.rand(x.shape, generator=generator)),
+        "subnormal": x * 1e-41,
+    }
+
+
+@pytest.mark.parametrize("name", ranked_lists())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("score", SCORES)
+def test_ranked_bits_of_sampled_lists(name: str, dtype: torch.dtype, score: str) -> None:
+    x = ranked_lists()[name].to(dtype)
+    # tensors that begin at any byte and end within one
+    scores = list(x.split([1, 70_001, 7, 0, CHUNK, x.numel() - 70_009 - CHUNK]))
+    for k in {1, x.numel() // 2, round(0.8 * x.numel()), x.numel()}:
+        check_ranked(scores, k, score)
+
+
+@pytest.mark.parametrize("hint", [0.0, 0.1, 1.6, 1.65, 1e30, torch.inf, torch.nan])
+def test_hint_changes_no_bit(hint: float) -> None:
+    x = torch.randn(150_000, generator=torch.Generator().manual_seed(4))
+    check_ranked([x], 120_000, "square", hint)
+
+
+def test_more_ties_than_room_inside_the_bracket() -> None:
+    # every tenth coordinate has one of two neighbouring numbers strictly inside the bracket: 850,000 of them
+    n = 8_500_000
+    x = torch.rand(n, generator=torch.Generator().manual_seed(5))
+    middle = torch.tensor([0.8]).view(torch.int32)
+    ties = torch.arange(0, n, 10)
+    x[ties] = (middle + (ties // 10 % 2).int()).view(torch.float32)
+    x[::10][::1000] = 0.7999
+    k = int((x < 0.8).sum()) + 100_000
+    threshold = torch.tensor(0.0)
+    mask = torch.empty((n + 7) // 8, dtype=torch.uint8)
+    ops.flat_mask_([mask], [x], threshold, score="abs", k=k)
+    assert threshold == x.kthvalue(k).values
+    assert torch.equal(mask, pack(x <= threshold))
+
+
+def test_hint_of_the_last_call_is_overwritten() -> None:
+    threshold = torch.tensor(7.0)
+    mask = torch.zeros(1, dtype=torch.uint8)
+    version = threshold._version
+    ops.flat_mask_([mask], [torch.tensor([3.0, -1.0, 2.0])], threshold, score="square", k=2)
+    assert threshold.item() == 4.0
+    assert bits_of(mask) == [False, True, True, False, False, False, False, False]
+    assert threshold._version > version
 
 
 @pytest.mark.parametrize("threshold", [torch.nan, torch.inf])
@@ -151,3 +248,19 @@ def test_error_messages(masks: list[Tensor], scores: list[Tensor], threshold: Te
     with pytest.raises(RuntimeError, match="torch_ire::flat_mask_: " + message):
         ops.flat_mask_(masks, scores, threshold, score=score)
     assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "score", "k", "message"),
+    [
+        (ZERO, "value", 0, r"k: expected 1 <= k <= 9, the number of elements, got 0"),
+        (ZERO, "abs", 10, r"k: expected 1 <= k <= 9, the number of elements, got 10"),
+        (ZERO.double(), "square", 1, r"threshold: expected float32, the dtype of the scores, .* got float64"),
+    ],
+)
+def test_error_messages_with_k(threshold: Tensor, score: str, k: int, message: str) -> None:
+    threshold, bits = threshold + 3, BITS.clone()
+    with pytest.raises(RuntimeError, match="torch_ire::flat_mask_: " + message):
+        ops.flat_mask_([bits], [X], threshold, score=score, k=k)
+    assert threshold == 3
+    assert torch.equal(bits, BITS)

@@ -41,6 +41,16 @@ def test_one_element_anywhere_is_found(device, dtype, bad):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_position_of_short_tensors_is_read(device, dtype):
+    for numel in (*range(1, 20), 67):
+        for position in range(numel):
+            values = torch.zeros(numel + 1, dtype=dtype, device=device)
+            values[position] = torch.inf
+            assert found([values[:numel]])
+            assert not found([values[position + 1 :]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_largest_numbers_are_finite(device, dtype):
     """Their squares, and sums of squares, are not."""
     info = torch.finfo(dtype)

@@ -8,6 +8,7 @@ import torch
 from step_lists import Lists, clones
 from tolerances import DTYPES, assert_within_ulps
 from torch_ire import ops, reference
+from torch_ire.packed_mask import unpack
 
 HYPER = {"lr": 0.03, "beta1": 0.8, "beta2": 0.9, "eps": 1e-4, "weight_decay": 0.3, "kappa": 2.5}
 
@@ -104,6 +105,17 @@ def test_an_overflow_changes_nothing_but_what_is_restored(device):
     ops.fused_adamw_flat_(*run[:6], [], **HYPER, found_inf=lists.number(2.0))
     for a, b in zip(run[0], args[0], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("functions", [ops, reference])
+def test_an_infinite_kappa_leaves_sharp_coordinates_finite(device, functions):
+    _, args = inputs(torch.float32, device)
+    infinite, plain = clones(*args), clones(*args)
+    functions.fused_adamw_flat_(*infinite, **{**HYPER, "kappa": torch.inf})
+    functions.fused_adamw_flat_(*plain, **{**HYPER, "kappa": 0.0})
+    for a, b, mask in zip(infinite[0], plain[0], args[5], strict=True):
+        sharp = ~unpack(mask, b)
+        assert torch.equal(a[sharp], b[sharp])
 
 
 def test_nonfinite_gradients_pass_through(device):

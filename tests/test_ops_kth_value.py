@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selection_data import CHUNK, SCORES, SHAPES, assert_same_number, sorted_scores, tensor_lists
+from selection_data import CHUNK, SCORES, SHAPES, assert_same_number, sampled_positions, sorted_scores, tensor_lists
 from tolerances import DTYPES
 from torch_ire import ops, reference
 
@@ -144,19 +144,6 @@ def test_exact_hint() -> None:
     x = torch.randn(8 * SAMPLED, generator=generator)
     for k in (1, x.numel() // 2, round(0.8 * x.numel()), x.numel()):
         check_ranks([x], "abs", [k], hint=sorted_scores([x], "abs")[k - 1].float())
-
-
-def sampled_positions(n: int) -> Tensor:
-    """Where the native operator looks first (csrc/math/selection.h), to build lists whose sample misleads."""
-    m = int(n ** (2 / 3))
-    j = torch.arange(m, dtype=torch.int64)
-    h = j
-    h = h ^ (h >> 16)
-    h = (h * 0x7FEB352D) & 0xFFFFFFFF
-    h = h ^ (h >> 15)
-    h = (h * 0x846CA68B) & 0xFFFFFFFF
-    h = h ^ (h >> 16)
-    return ((j.double() + h.double() * 2.0**-32) * (n / m)).long().clamp(max=n - 1)
 
 
 @pytest.mark.parametrize("misleading", [-1e3, 1e3, "half"])

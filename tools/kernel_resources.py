@@ -110,8 +110,8 @@ def sources() -> list[Path]:
 def compile_verbosely(nvcc: str, source: Path, arch: str, folder: Path) -> str:
     """What ptxas prints for one file."""
     command = [
-        nvcc, "-std=c++17", f"-arch=sm_{arch}", "--expt-relaxed-constexpr", f"-I{CSRC}", "-DTORCH_IRE_WITH_CUDA", "-cubin", "-Xptxas", "-v",
-        "-Werror", "all-warnings", "-o", str(folder / f"{source.stem}.cubin"), str(source),
+        nvcc, "-std=c++17", f"-arch=sm_{arch}", "--expt-relaxed-constexpr", f"-I{CSRC}", "-DTORCH_IRE_WITH_CUDA",
+        "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings", "-o", str(folder / f"{source.stem}.cubin"), str(source),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

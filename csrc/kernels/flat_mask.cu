@@ -1,5 +1,6 @@
 #include "kernels/block_reduce.cuh"
 #include "kernels/flat_mask.h"
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 
 namespace torch_ire {
@@ -89,10 +90,7 @@ cudaError_t launch_flat_mask(const std::vector<FlatMaskSpan<T>>& spans, const De
   TORCH_IRE_INSTANTIATE(T, Score::value)    \
   TORCH_IRE_INSTANTIATE(T, Score::absolute) \
   TORCH_IRE_INSTANTIATE(T, Score::square)
-TORCH_IRE_INSTANTIATE_SCORES(float)
-TORCH_IRE_INSTANTIATE_SCORES(double)
-TORCH_IRE_INSTANTIATE_SCORES(bfloat16)
-TORCH_IRE_INSTANTIATE_SCORES(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE_SCORES)
 #undef TORCH_IRE_INSTANTIATE_SCORES
 #undef TORCH_IRE_INSTANTIATE
 

@@ -1,6 +1,7 @@
 #include "kernels/flat_mask.h"
 
 #include "kernels/cpu_block.h"
+#include "kernels/instantiate.h"
 
 namespace torch_ire {
 namespace {
@@ -31,10 +32,7 @@ TORCH_IRE_INLINE void range(uint8_t* flat_mask, const T* scores, score_t<T, scor
   TORCH_IRE_INSTANTIATE(T, Score::value)    \
   TORCH_IRE_INSTANTIATE(T, Score::absolute) \
   TORCH_IRE_INSTANTIATE(T, Score::square)
-TORCH_IRE_INSTANTIATE_SCORES(float)
-TORCH_IRE_INSTANTIATE_SCORES(double)
-TORCH_IRE_INSTANTIATE_SCORES(bfloat16)
-TORCH_IRE_INSTANTIATE_SCORES(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE_SCORES)
 #undef TORCH_IRE_INSTANTIATE_SCORES
 #undef TORCH_IRE_INSTANTIATE
 

@@ -1,5 +1,6 @@
 #include "kernels/found_nonfinite.h"
 
+#include "kernels/instantiate.h"
 #include "kernels/multi_tensor.cuh"
 #include "math/nonfinite.h"
 
@@ -39,10 +40,7 @@ cudaError_t launch_found_nonfinite(const std::vector<FoundNonfiniteSpan<T>>& spa
 
 #define TORCH_IRE_INSTANTIATE(T) \
   template cudaError_t launch_found_nonfinite<T>(const std::vector<FoundNonfiniteSpan<T>>&, float*, cudaStream_t);
-TORCH_IRE_INSTANTIATE(float)
-TORCH_IRE_INSTANTIATE(double)
-TORCH_IRE_INSTANTIATE(bfloat16)
-TORCH_IRE_INSTANTIATE(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE)
 #undef TORCH_IRE_INSTANTIATE
 
 }  // namespace torch_ire

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstddef>
 
+#include "kernels/instantiate.h"
 #include "kernels/kth_value.h"
 #include "kernels/multi_tensor.cuh"
 #include "kernels/radix_select.cuh"
@@ -470,10 +471,7 @@ cudaError_t launch_kth_value(const std::vector<KthValueSpan<T>>& spans, int64_t 
   TORCH_IRE_INSTANTIATE(T, Score::value)    \
   TORCH_IRE_INSTANTIATE(T, Score::absolute) \
   TORCH_IRE_INSTANTIATE(T, Score::square)
-TORCH_IRE_INSTANTIATE_SCORES(float)
-TORCH_IRE_INSTANTIATE_SCORES(double)
-TORCH_IRE_INSTANTIATE_SCORES(bfloat16)
-TORCH_IRE_INSTANTIATE_SCORES(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE_SCORES)
 #undef TORCH_IRE_INSTANTIATE_SCORES
 #undef TORCH_IRE_INSTANTIATE
 

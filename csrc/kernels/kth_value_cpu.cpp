@@ -1,84 +1,103 @@
 #include "kernels/kth_value.h"
 
 #include "kernels/cpu_block.h"
+#include "kernels/instantiate.h"
 
 namespace torch_ire {
 namespace {
 
 template <class T, Score score>
 TORCH_IRE_INLINE int64_t bracket_pass(const T* x, int64_t begin, int64_t end,
-                                      const Bracket<score_key_t<T, score>>& bracket, int64_t& up_to_low,
-                                      score_key_t<T, score>* inside) {
+                                      const Bracket<score_key_t<T, score>>& bracket_of_pass, int64_t& up_to_low,
+                                      uint32_t* inside, uint8_t* flat_mask) {
   using Key = score_key_t<T, score>;
-  const Key low = bracket.low;
-  const unsigned_key_t<Key> width = inner_width(bracket);
+  const Bracket<Key> bracket = bracket_of_pass;
+  const int shift = bucket_shift(bracket);
+  const auto entry = [&](Key key, int64_t offset) TORCH_IRE_INLINE_LAMBDA {
+    return gathered_entry(static_cast<uint32_t>(inner_offset(bracket, key) >> shift), static_cast<uint32_t>(offset));
+  };
   int64_t found = 0;
+  int64_t total_up_to_low = 0;
   for_each_block(begin, end, [&](int64_t i, int64_t count) TORCH_IRE_INLINE_LAMBDA {
-    uint8_t flags[kBlockElems];
-    uint8_t bits[kBlockElems / 8];
-    Key not_above_low = 0;
+    // one flag for "up to the low end", one for "below the high end"
+    uint8_t low_flags[kBlockElems];
+    uint8_t high_flags[kBlockElems];
+    uint64_t low_bits[kBlockElems / 64];
+    uint64_t high_bits[kBlockElems / 64];
     const T* __restrict block = x + i;
     for (int64_t j = 0; j < count; ++j) {
       const Key key = score_key<score>(block[j]);
-      not_above_low += static_cast<Key>(key <= low);
-      flags[j] = static_cast<uint8_t>(inner_offset(bracket, key) < width);
+      low_flags[j] = static_cast<uint8_t>(key <= bracket.low);
+      high_flags[j] = static_cast<uint8_t>(key < bracket.high);
     }
-    up_to_low += not_above_low;
     const int64_t words = (count + 63) / 64;
-    for (int64_t j = count; j < 64 * words; ++j) flags[j] = 0;
-    pack_flags(flags, 64 * words, bits);
+    for (int64_t j = count; j < 64 * words; ++j) low_flags[j] = high_flags[j] = 0;
+    pack_flags(low_flags, 64 * words, reinterpret_cast<uint8_t*>(low_bits));
+    pack_flags(high_flags, 64 * words, reinterpret_cast<uint8_t*>(high_bits));
+    if (flat_mask != nullptr) std::memcpy(flat_mask + i / 8, low_bits, static_cast<size_t>((count + 7) / 8));
     for (int64_t w = 0; w < words; ++w) {
-      uint64_t word;
-      std::memcpy(&word, bits + 8 * w, sizeof word);
+      total_up_to_low += __builtin_popcountll(low_bits[w]);
+      uint64_t word = high_bits[w] & ~low_bits[w];
       const T* lane = block + 64 * w;
+      const int64_t offset = i - begin + 64 * w;
       // A bracket from a sample leaves about one key in 64, at a place that no branch predictor can know: the first two
       // are taken without asking whether they exist.
       for (int taken = 0; taken < 2; ++taken) {
-        inside[found] = score_key<score>(lane[word == 0 ? 0 : __builtin_ctzll(word)]);
+        const int j = word == 0 ? 0 : __builtin_ctzll(word);
+        inside[found] = entry(score_key<score>(lane[j]), offset + j);
         found += word != 0;
         word &= word - 1;
       }
-      for (; word != 0; word &= word - 1) inside[found++] = score_key<score>(lane[__builtin_ctzll(word)]);
+      for (; word != 0; word &= word - 1) {
+        const int j = __builtin_ctzll(word);
+        inside[found++] = entry(score_key<score>(lane[j]), offset + j);
+      }
     }
   });
+  up_to_low += total_up_to_low;
   return found;
 }
 
 template <class T, Score score>
-TORCH_IRE_INLINE int64_t count_up_to(const T* x, int64_t begin, int64_t end, score_key_t<T, score> key) {
+TORCH_IRE_INLINE void count_ends(const T* x, int64_t begin, int64_t end,
+                                 const Bracket<score_key_t<T, score>>& bracket_of_pass, int64_t& below_low,
+                                 int64_t& up_to_high) {
   using Key = score_key_t<T, score>;
-  int64_t total = 0;
+  const Bracket<Key> bracket = bracket_of_pass;
   for_each_block(begin, end, [&](int64_t i, int64_t count) TORCH_IRE_INLINE_LAMBDA {
+    Key below = 0;
     Key up_to = 0;
     const T* __restrict block = x + i;
-    for (int64_t j = 0; j < count; ++j) up_to += static_cast<Key>(score_key<score>(block[j]) <= key);
-    total += up_to;
+    for (int64_t j = 0; j < count; ++j) {
+      const Key key = score_key<score>(block[j]);
+      below += static_cast<Key>(key < bracket.low);
+      up_to += static_cast<Key>(key <= bracket.high);
+    }
+    below_low += below;
+    up_to_high += up_to;
   });
-  return total;
 }
 
 }  // namespace
 
 #define TORCH_IRE_INSTANTIATE(T, score)                                                                          \
   template <>                                                                                                    \
-  TORCH_IRE_CLONES int64_t bracket_pass_range_cpu<T, score>(const T* x, int64_t begin, int64_t end,              \
-                                                            const Bracket<score_key_t<T, score>>& bracket,       \
-                                                            int64_t& up_to_low, score_key_t<T, score>* inside) { \
-    return bracket_pass<T, score>(x, begin, end, bracket, up_to_low, inside);                                    \
+  TORCH_IRE_CLONES int64_t bracket_pass_range_cpu<T, score>(                                                     \
+      const T* x, int64_t begin, int64_t end, const Bracket<score_key_t<T, score>>& bracket, int64_t& up_to_low, \
+      uint32_t* inside, uint8_t* flat_mask) {                                                                    \
+    return bracket_pass<T, score>(x, begin, end, bracket, up_to_low, inside, flat_mask);                         \
   }                                                                                                              \
   template <>                                                                                                    \
-  TORCH_IRE_CLONES int64_t count_up_to_range_cpu<T, score>(const T* x, int64_t begin, int64_t end,               \
-                                                           score_key_t<T, score> key) {                          \
-    return count_up_to<T, score>(x, begin, end, key);                                                            \
+  TORCH_IRE_CLONES void count_ends_range_cpu<T, score>(const T* x, int64_t begin, int64_t end,                   \
+                                                       const Bracket<score_key_t<T, score>>& bracket,            \
+                                                       int64_t& below_low, int64_t& up_to_high) {                \
+    count_ends<T, score>(x, begin, end, bracket, below_low, up_to_high);                                         \
   }
 #define TORCH_IRE_INSTANTIATE_SCORES(T)     \
   TORCH_IRE_INSTANTIATE(T, Score::value)    \
   TORCH_IRE_INSTANTIATE(T, Score::absolute) \
   TORCH_IRE_INSTANTIATE(T, Score::square)
-TORCH_IRE_INSTANTIATE_SCORES(float)
-TORCH_IRE_INSTANTIATE_SCORES(double)
-TORCH_IRE_INSTANTIATE_SCORES(bfloat16)
-TORCH_IRE_INSTANTIATE_SCORES(float16)
+TORCH_IRE_FOR_EACH_FLOATING(TORCH_IRE_INSTANTIATE_SCORES)
 #undef TORCH_IRE_INSTANTIATE_SCORES
 #undef TORCH_IRE_INSTANTIATE
 

@@ -41,7 +41,7 @@ void dispatch_with_basis(ScalarType dtype, ScalarType basis_dtype, F&& f) {
 // Sum over all chunks of what body(tensor, begin, end, double* out) adds to `count` zeros, in the order of the chunks.
 template <class Body>
 std::vector<double> sum_over_chunks(const TensorList& list, int64_t count, Body body) {
-  const ChunkedList chunks(list);
+  const ChunkedList chunks = chunked(list);
   const size_t width = static_cast<size_t>(count);
   std::vector<double> partial(static_cast<size_t>(chunks.num_chunks()) * width, 0.0);
   torch::stable::parallel_for(0, chunks.num_chunks(), 1, [&](int64_t first, int64_t last) {

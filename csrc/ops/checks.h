@@ -12,9 +12,9 @@
 
 #include "ops/tensor_facts.h"
 
-// The checks that every operator makes before its first write. The dispatcher looks at one tensor of a list at most, so
-// device, dtype, shape and layout of all of them are checked here. A message says operator, argument, index, what was
-// expected and what came.
+// The checks that every operator makes before its first write. The dispatcher picks a backend by any one tensor, so
+// device, dtype, shape and layout of each tensor are checked here. A message names operator, argument and index, then
+// what was expected and what came.
 namespace torch_ire {
 
 using torch::headeronly::ScalarType;
@@ -29,7 +29,7 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// A macro, so that the parts of a message are put together only when it is needed: a step checks a thousand tensors.
+// A macro, so that a message is put together only when it is needed: a step checks thousands of tensors.
 #define TORCH_IRE_CHECK(condition, op, ...)  \
   do {                                       \
     if (!(condition)) fail(op, __VA_ARGS__); \
@@ -53,7 +53,8 @@ void check_leading_list(const char* op, const char* name, const TensorList& list
 void check_list_like(const char* op, const char* name, const TensorList& list, const char* leading_name,
                      const TensorList& leading, ScalarType dtype, bool optional = false);
 
-// Packed masks: uint8, one-dimensional, ceil(numel / 8) bytes a tensor of the leading list, or no mask at all.
+// Packed masks: uint8, one-dimensional, ceil(numel / 8) bytes per tensor of the leading list. May be empty if
+// `optional`.
 void check_masks(const char* op, const char* name, const TensorList& masks, const char* leading_name,
                  const TensorList& leading, bool optional = true);
 
@@ -80,11 +81,10 @@ void check_state_masks(const char* op, const char* name, const TensorList& masks
 void check_state_steps(const char* op, const char* name, const TensorList& steps, const TensorList& params,
                        const StateLayout& layout, bool optional = false);
 
-// A scalar that lives in memory: one element, floating, on the device of `like`.
+// A scalar in memory: one float32 or float64 element on the device of `like`.
 void check_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like);
 
-// A score that lives in memory, a threshold or a guess at one: one element of any of the four dtypes, on the device of
-// `like`.
+// A score in memory (a threshold or a guess at one): one element of any of the four dtypes, on the device of `like`.
 void check_score_scalar(const char* op, const char* name, const Tensor& scalar, const Tensor& like);
 
 // The scalars that a step can take from memory.
@@ -92,8 +92,8 @@ void check_step_scalars(const char* op, const Tensor& like, const OptionalTensor
                         const OptionalTensor& found_inf, const OptionalTensor& lr_tensor,
                         const OptionalTensor& kappa_tensor);
 
-// How results are rounded: to nearest where all lists are empty, else as the one that is not says. Compensations and
-// master parameters are for half types; keys, one a tensor, for bfloat16 alone.
+// The lists that choose the rounding, of which at most one may be given: compensations and master parameters for half
+// types, one key per tensor for bfloat16.
 void check_rounding(const char* op, const TensorList& compensations, const TensorList& master_params,
                     const std::vector<int64_t>& keys, const TensorList& params, const StateLayout& layout);
 

@@ -13,6 +13,7 @@ void displacement_projected_cpu(const TensorList& params, const TensorList& prev
   check_leading_list(op, "params", params);
   check_list_like(op, "previous", previous, "params", params, params[0].scalar_type());
   const OptionalTensor gram = check_bases(op, "params", params, bases, gram_inverse);
+  if (kappa == 0.0) return;  // 0 times an infinite displacement is no change
   dispatch_with_basis(params[0].scalar_type(), bases[0].scalar_type(), [&](auto tag, auto basis_tag) {
     using T = typename decltype(tag)::type;
     using B = typename decltype(basis_tag)::type;
@@ -40,6 +41,7 @@ void displacement_projected_cuda(const TensorList& params, const TensorList& pre
   check_leading_list(op, "params", params);
   check_list_like(op, "previous", previous, "params", params, params[0].scalar_type());
   const OptionalTensor gram = check_bases(op, "params", params, bases, gram_inverse);
+  if (kappa == 0.0) return;  // 0 times an infinite displacement is no change
   const CudaContext context(params[0]);
   const int64_t rows = bases[0].size(0);
   const Tensor workspace =

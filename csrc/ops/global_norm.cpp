@@ -21,7 +21,7 @@ void check_global_norm(const TensorList& tensors, const TensorList& weights) {
 
 Tensor global_norm_cpu(const TensorList& tensors, const TensorList& weights) {
   check_global_norm(tensors, weights);
-  const ChunkedList chunks(tensors);
+  const ChunkedList chunks = chunked(tensors);
   std::vector<double> partial(static_cast<size_t>(chunks.num_chunks()));
   dispatch_floating(tensors[0].scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;

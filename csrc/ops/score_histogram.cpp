@@ -61,7 +61,7 @@ Tensor score_histogram_cpu(const TensorList& tensors, const Tensor& prefix, int6
   int64_t* const counts = data_of<int64_t>(result);
   std::fill_n(counts, kBuckets, int64_t{0});
   if (tensors.empty()) return result;
-  const ChunkedList chunks(tensors);
+  const ChunkedList chunks = chunked(tensors);
   std::mutex mutex;
   dispatch_keys(tensors[0].scalar_type(), score, wide, [&](auto type, auto what, auto width) {
     using T = typename decltype(type)::type;

@@ -6,7 +6,7 @@
 
 namespace torch_ire {
 
-// Data of one kind of state, parameter by parameter: in a tensor each or, packed, in the segments of one tensor.
+// Data of one kind of state, parameter by parameter: in one tensor each or, packed, in the segments of one tensor.
 template <class T>
 class StateList {
  public:
@@ -34,7 +34,7 @@ inline float* step_of(const TensorList& state_steps, bool packed, size_t i) {
   return data_of<float>(state_steps[0]) + i;
 }
 
-// Which lists are there says how results are rounded; check_rounding has seen that they do not contradict each other.
+// The rounding that the given lists choose; check_rounding has seen that they agree.
 inline Rounding rounding_of(const TensorList& compensations, const TensorList& master_params,
                             const std::vector<int64_t>& rounding_keys) {
   if (!compensations.empty()) return Rounding::kKahan;

@@ -50,9 +50,9 @@ def refresh_masks(
         thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated. Entries of a gamma that no
             parameter of its pool has any more are removed.
 
-    Cost: one to two reads of the scores for the exact threshold (3 for a ranking over several dtypes, devices or ranks,
-        6 with float64 scores among them), and one more for the bits. Over ranks, one message of 16 KiB per read and
-        shard group.
+    Cost: one to two reads of the scores if one device and dtype hold them and all their masks are due. Otherwise as
+        many for the exact threshold (3 for a ranking over several dtypes, devices or ranks, 6 with float64 scores among
+        them), and one more for the bits. Over ranks, one message of 16 KiB per read and shard group.
     """
     pools: dict[Hashable, list[Ranked]] = defaultdict(list)
     for item in ranked:
@@ -71,20 +71,43 @@ def refresh_masks(
         if not estimated and not shard_groups:
             continue
         for gamma in sorted({item.group["gamma"] for item in (members if shard_groups else estimated) if item.due}):
-            if shard_groups:
-                threshold = _threshold_over_ranks(functions, members, shard_groups, gamma, score)
-            else:
-                scores = [item.score for item in members if item.score is not None]
-                threshold = _threshold(functions, scores, gamma, score, thresholds.get((pool, gamma)))
-            thresholds[pool, gamma] = threshold
             calls: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
             for item in estimated:
                 if item.score is not None and item.due and item.group["gamma"] == gamma:
                     masks, scores = calls.setdefault((item.score.device, item.score.dtype), ([], []))
                     masks.append(item.flat_mask)
                     scores.append(item.score)
+            hint = thresholds.get((pool, gamma))
+            if shard_groups:
+                threshold = _threshold_over_ranks(functions, members, shard_groups, gamma, score)
+            elif len(calls) == 1 and len(scores) == len(estimated):
+                # each score is ranked and marked: one read does both
+                thresholds[pool, gamma] = _ranked_and_marked(functions, masks, scores, gamma, score, hint)
+                continue
+            else:
+                ranked_scores = [item.score for item in estimated if item.score is not None]
+                threshold = _threshold(functions, ranked_scores, gamma, score, hint)
+            thresholds[pool, gamma] = threshold
             for (device, _), (masks, scores) in calls.items():
                 functions.flat_mask_(masks, scores, to_device(device, threshold), score=score)
+
+
+def _ranked_and_marked(
+    functions: ModuleType,
+    masks: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    gamma: float,
+    score: str,
+    hint: Tensor | None,
+) -> Tensor:
+    """Writes the masks of scores of one device and dtype; returns the threshold."""
+    dtype = torch.float32 if score == "square" else scores[0].dtype
+    threshold = torch.full((), -torch.inf, dtype=dtype, device=scores[0].device)
+    k = round(gamma * sum(s.numel() for s in scores))
+    if k > 0 and hint is not None and hint.device == threshold.device:
+        threshold.copy_(hint)
+    functions.flat_mask_(masks, scores, threshold, score=score, k=k or None)
+    return threshold
 
 
 def _threshold(

@@ -30,16 +30,16 @@ def displacement_flat_(
         flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in
             memory order.
         kappa: Enhancement of the flat coordinates.
-        decay: :math:`\delta`, the share by which a decoupled weight decay shrank the parameters (lr times weight decay)
-            and which is to stay at its base rate; 0 amplifies everything.
+        decay: :math:`\delta`, lr times decoupled weight decay, to keep the decay at its base rate; 0 amplifies the
+            decay too.
         kappa_tensor: One number on the device that replaces ``kappa``.
 
     Raises:
-        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
-            changed then.
+        RuntimeError: A list has the wrong length, or a tensor the wrong device, dtype, shape or strides. Nothing has
+            been changed.
 
-    Cost: 12 + 1/8 bytes a float32 coordinate; no workspace.
-    Determinism: elementwise, the same bits run to run; sharp coordinates keep their bits.
+    Cost: 12 + 1/8 bytes per float32 coordinate; no workspace.
+    Determinism: elementwise; the same bits from run to run. Sharp coordinates keep their bits.
 
     Example:
         >>> import torch

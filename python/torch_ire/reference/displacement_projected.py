@@ -19,7 +19,7 @@ def displacement_projected_(
     decay: float = 0.0,
     gram_inverse: Tensor | None = None,
 ) -> None:
-    r"""Amplifies the displacement of the step just taken in everything but the sharp directions Q.
+    r"""Amplifies the displacement of the step just taken, except in the sharp directions Q.
 
     .. math::
         \theta \leftarrow \theta + \kappa (I - Q^T G^{-1} Q) \, (\theta - (1 - \delta) \, \theta_{\text{previous}})
@@ -30,15 +30,15 @@ def displacement_projected_(
         previous: The same tensors before the step. Read only.
         bases: For each tensor the columns of Q that belong to it; see :func:`project_out`.
         kappa: Enhancement of the flat directions.
-        decay: :math:`\delta`, the share by which a decoupled weight decay shrank the parameters and which is to stay
-            at its base rate; 0 amplifies everything.
+        decay: :math:`\delta`, lr times decoupled weight decay, to keep the decay at its base rate; 0 amplifies the
+            decay too.
         gram_inverse: As for :func:`project_out`.
 
     Raises:
-        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
-            changed then.
+        RuntimeError: A list has the wrong length, or a tensor the wrong device, dtype, shape or strides. Nothing has
+            been changed.
 
-    Cost: two reads of Q, 20 bytes a float32 coordinate beside it; no workspace of the parameters' size.
+    Cost: two reads of Q and 20 bytes per float32 coordinate; no workspace of the parameters' size.
     Determinism: as :func:`project_out`.
 
     References:
@@ -52,7 +52,7 @@ def displacement_projected_(
         >>> theta
         tensor([1., 3.])
     """
-    if not params:
+    if not params or kappa == 0:  # 0 times an infinite displacement is no change
         return
     steps = [
         (opmath(param) - (1 - decay) * opmath(before)).reshape(-1)

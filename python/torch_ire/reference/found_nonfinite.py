@@ -1,4 +1,4 @@
-"""Whether anything in a list of tensors is infinite or NaN."""
+"""Tests a list of tensors for infinities and NaN."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 
 
 def found_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
-    r"""1 where any element of any tensor is infinite or NaN, else 0.
+    r"""Returns 1 if any element of any tensor is infinite or NaN, else 0.
 
     .. math:: \max_{i, j} \, [\, x_{ij} \notin \mathbb{R} \,]
 
-    Every finite number counts as finite, however large: nothing is added or squared on the way.
+    No sum or square is formed that could overflow: every finite number counts as finite.
 
     Args:
         tensors: float32, float64, bfloat16 or float16, dense (any dense strides), one dtype and device.
 
     Returns:
-        A 0-dimensional float32 tensor on the device of the tensors, as the steps take it for ``found_inf``. An empty
-        list has 0 (on the CPU).
+        A 0-dimensional float32 tensor on the device of the tensors, for the ``found_inf`` of the steps. 0 on the CPU
+        for an empty list.
 
     Raises:
         RuntimeError: A tensor has the wrong device or dtype, or gaps in memory.
 
-    Cost: one read of the tensors, no workspace; nothing is waited for.
+    Cost: one read of the tensors; no workspace, no synchronisation.
     Determinism: exact.
 
     Example:

@@ -48,18 +48,17 @@ def fused_sgd_flat_(
             and device.
         grads: Gradients; dtype, shape and strides of the parameters. Read only.
         momentum_buffers: Momenta, updated in place, zero before the first step; float64 for float64 parameters, else
-            float32. Empty where ``momentum`` is 0.
-        state_steps: One float32 number a tensor, the steps taken so far; advanced by one. Needed with dampening (0
-            marks the first step) and with ``rounding_keys``, else it may be empty.
+            float32. Empty if ``momentum`` is 0.
+        state_steps: One float32 number per tensor, the number of steps so far; incremented by one. May be empty without
+            dampening (0 marks the first step) and without ``rounding_keys``.
         flat_masks: Packed masks, uint8 of ``ceil(numel / 8)``: bit ``i % 8`` of byte ``i // 8`` is coordinate ``i`` in
             memory order. Empty: nothing is flat.
-        restore_from: Where the step starts instead of at the parameters (the backup of a SAM step). Empty: at the
-            parameters.
-        compensations: What rounding has taken from bfloat16 or float16 parameters, in their dtype, zero before the
-            first step: the step starts at the float32 sum and leaves its rest here. Updated in place. Empty: rounding
-            is final.
-        master_params: float32 copies of bfloat16 or float16 parameters, from which the step starts and to which it
-            goes; the parameters become their rounding. Updated in place. Empty: there are none.
+        restore_from: Values from which the step starts (the backup of a SAM step). Empty: the parameters themselves.
+        compensations: Rounding errors of bfloat16 or float16 parameters, in their dtype, zero before the first step.
+            The step starts at the float32 sum of both and stores its own rounding error here. Updated in place.
+            Empty: rounding errors are dropped.
+        master_params: float32 copies of bfloat16 or float16 parameters. The step updates the copies in place and rounds
+            them to the parameters. Empty: there are no copies.
         lr: Learning rate.
         momentum: Momentum factor.
         dampening: Dampening of the momentum.
@@ -67,27 +66,27 @@ def fused_sgd_flat_(
         nesterov: Nesterov momentum; needs a momentum and zero dampening.
         kappa: Enhancement of the flat coordinates, 0 for plain SGD.
         maximize: Ascend instead of descend.
-        grad_scale: One number by which gradients are divided first (the loss scale of AMP).
-        found_inf: One number; where it is not 0, nothing changes but what ``restore_from`` restores.
+        grad_scale: One number; gradients are divided by it first (the loss scale of AMP).
+        found_inf: One number. If it is not 0, the step only copies ``restore_from`` to the parameters.
         lr_tensor: One number on the device that replaces ``lr``.
         kappa_tensor: One number on the device that replaces ``kappa``.
-        rounding_keys: One integer a tensor: results are rounded to bfloat16 stochastically with random numbers that
-            depend on key, step and element alone. Empty: to nearest.
-        packed: Whether each list of state (all but ``params``, ``grads`` and ``restore_from``) that is not empty holds
-            one tensor for all parameters instead of one per parameter: a segment per parameter, as
-            :mod:`torch_ire.packed_state` lays them out, and for ``state_steps`` one number per parameter without
-            padding.
+        rounding_keys: One integer per tensor. Results are rounded to bfloat16 stochastically, with random numbers that
+            depend only on key, step and element. Empty: rounding to nearest.
+        packed: If true, each non-empty list of state (all but ``params``, ``grads`` and ``restore_from``) holds one
+            tensor with a segment per parameter, as :mod:`torch_ire.packed_state` lays them out; that of ``state_steps``
+            holds one number per parameter without padding.
 
-    A parameter that is no longer the rounding of its sum or of its copy has been written by somebody else since the
-    last step: the step starts at the parameter then, coordinate by coordinate.
+    A coordinate that is no longer the rounding of its sum or copy was written by somebody else since the last step. Its
+    step starts at the parameter.
 
     Raises:
-        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
-            changed then.
+        RuntimeError: A list has the wrong length, or a tensor the wrong device, dtype, shape or strides. Nothing has
+            been changed.
 
-    Cost: 20 + 1/8 bytes a float32 coordinate with momentum, 12 + 1/8 without, 4 more with ``restore_from``; 14 + 1/8
-    and 6 + 1/8 for a bfloat16 or float16 one, 4 more with ``compensations``, 8 with ``master_params``; no workspace.
-    Determinism: elementwise, the same bits run to run and for any number of threads.
+    Cost: 20 + 1/8 bytes per float32 coordinate with momentum, 12 + 1/8 without, 4 more with ``restore_from``; 14 + 1/8
+    and 6 + 1/8 bytes per bfloat16 or float16 coordinate, 4 more with ``compensations``, 8 more with ``master_params``;
+    no workspace.
+    Determinism: elementwise; the same bits from run to run and for any number of threads.
 
     Example:
         >>> import torch

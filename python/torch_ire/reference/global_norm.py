@@ -21,16 +21,16 @@ def global_norm(tensors: Sequence[Tensor], weights: Sequence[Tensor] = ()) -> Te
         weights: Tensors of the same dtypes, shapes and strides. Empty: all one.
 
     Returns:
-        A 0-dimensional tensor on the device of the tensors; float64 for float64 tensors, else float32. An empty list
-        has norm 0 (on the CPU).
+        A 0-dimensional tensor on the device of the tensors; float64 for float64 tensors, else float32. 0 on the CPU for
+        an empty list.
 
     Raises:
-        RuntimeError: A tensor has the wrong device, dtype, shape or strides, or the list of weights the wrong length.
+        RuntimeError: The list of weights has the wrong length, or a tensor the wrong device, dtype, shape or strides.
 
-    Cost: one read of the tensors and weights, 8 bytes of workspace for every 8192 coordinates.
-    Determinism: squares and sums in float64, added in an order that depends on the sizes alone: the same bits whatever
-        the number of threads. A norm of float32 tensors is right to half a unit in its last place and overflows only
-        where the norm itself does.
+    Cost: one read of the tensors and weights; 8 bytes of workspace per 8192 coordinates.
+    Determinism: squares and sums in float64, added in an order that depends only on the sizes: the same bits for any
+        number of threads. A norm of float32 tensors is exact to half a unit in the last place and overflows only if
+        the true norm does.
 
     Example:
         >>> import torch

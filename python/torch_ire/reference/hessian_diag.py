@@ -18,15 +18,14 @@ def hessian_diag_(
     num_predictions: float = 1.0,
     grad_scale: Tensor | None = None,
 ) -> None:
-    r"""Takes the estimate of one batch into the running mean of the diagonal curvature.
+    r"""Updates the running mean of the diagonal curvature with the estimate of one batch.
 
     .. math::
         h \leftarrow \beta h + (1 - \beta) \, B \, (g / s)^2
 
-    with :math:`g` the gradient of the mean loss over :math:`B` predictions whose labels the model drew itself, and
-    :math:`s` the loss scale. Where the estimate is not finite, :math:`h` stays as it was; where :math:`h` is not finite
-    (a fresh one is filled with NaN: no estimate yet), the estimate replaces it, so that the mean needs no bias
-    correction.
+    :math:`g` is the gradient of the mean loss over :math:`B` predictions with labels drawn from the model, :math:`s`
+    the loss scale. An estimate that is not finite leaves :math:`h` unchanged. A coordinate of :math:`h` that is not
+    finite is replaced by the estimate: initialise :math:`h` with NaN, and the mean needs no bias correction.
 
     Args:
         hessian_diags: Running means, updated in place; float64 for float64 gradients, else float32; shapes and strides
@@ -35,14 +34,14 @@ def hessian_diag_(
             only.
         beta: Weight of the past, in [0, 1]; 0 keeps the last estimate alone.
         num_predictions: :math:`B`, the number of predictions in the batch; positive. It does not change a ranking.
-        grad_scale: One number by which gradients are divided first (the loss scale of AMP).
+        grad_scale: One number; gradients are divided by it first (the loss scale of AMP).
 
     Raises:
         RuntimeError: A number is out of its range, a list has the wrong length, or a tensor the wrong device, dtype,
-            shape or strides; nothing has been changed then.
+            shape or strides. Nothing has been changed.
 
-    Cost: 12 bytes a float32 coordinate; no workspace.
-    Determinism: elementwise, the same bits run to run; the square is taken in float32 (float64 for float64).
+    Cost: 12 bytes per float32 coordinate; no workspace.
+    Determinism: elementwise; the same bits from run to run. The square is taken in float32 (float64 for float64).
 
     Example:
         >>> import torch

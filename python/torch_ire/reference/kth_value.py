@@ -35,8 +35,8 @@ def kth_value(tensors: Sequence[Tensor], k: int, *, score: str = "value", hint: 
         RuntimeError: The list is empty, ``k`` or ``score`` out of its range, or a tensor has the wrong device, dtype or
             strides.
 
-    Cost: about one read of the tensors, two where heavy ties hold the answer or, on the CPU, from some 10⁸ coordinates
-        on; on CUDA up to an eighth of a read more from 2·10⁷ coordinates on. 2.5 MiB of workspace.
+    Cost: about one read of the tensors; two on the CPU from some 9·10⁷ coordinates on, and on CUDA where heavy ties
+        hold the answer; on CUDA up to an eighth of a read more from 2·10⁷ coordinates on. 3.25 MiB of workspace.
     Determinism: the k-th smallest is unique; no thread count or hint changes it.
 
     Example:

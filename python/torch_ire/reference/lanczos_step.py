@@ -1,4 +1,4 @@
-"""The vector work of a Lanczos step."""
+"""One Lanczos step on a stored basis."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def lanczos_step_(basis: Tensor, product: Tensor, *, count: int) -> Tensor:
     .. math::
         w \leftarrow (I - V^T V)^2 \, w, \qquad v_{\text{count}} \leftarrow w / \lVert w \rVert
 
-    with V the first ``count`` rows. The three-term recurrence is contained: of the coefficients :math:`V w` all but
-    the last two are rounding for a symmetric operator, which is how an asymmetry shows.
+    V is the matrix of the first ``count`` rows. For a symmetric operator all but the last two of the coefficients
+    :math:`V w` are rounding errors (the three-term recurrence); larger ones reveal an asymmetry.
 
     Args:
         basis: ``(n, p)``, rows without gaps, float32, float64 or bfloat16; the first ``count`` rows are orthonormal, up
-            to their rounding in bfloat16. Row ``count`` is written, if there is one; for a zero residual it holds nan
+            to their rounding in bfloat16. Row ``count`` is written if it exists; for a zero residual it becomes NaN
             or inf.
         product: ``(p,)``, contiguous, H times the last of those rows; float64 along a float64 basis, else float32; same
             device. Becomes the residual w.
@@ -27,13 +27,13 @@ def lanczos_step_(basis: Tensor, product: Tensor, *, count: int) -> Tensor:
         ``(count + 1,)`` in float64: the coefficients :math:`V w` of both passes together, and the norm of the residual.
 
     Raises:
-        RuntimeError: A tensor has the wrong device, dtype, shape or strides, or ``count`` is out of range; nothing has
-            been changed then.
+        RuntimeError: A tensor has the wrong device, dtype, shape or strides, or ``count`` is out of range. Nothing has
+            been changed.
 
     Cost: three reads of V (the second pass's overlaps are taken from the read that ends the first), half as many bytes
         with a bfloat16 basis, and 24 bytes a float32 coordinate.
     Determinism: sums within 4096 coordinates in the dtype of the product, beyond in float64, in an order that depends
-        on the sizes alone: the same bits whatever the number of threads.
+        only on the sizes: the same bits for any number of threads.
 
     A row rounded to bfloat16 differs from w / ||w|| by a vector of length 0.0017 (at most 2^-8). Against such rows two
     passes leave overlaps of the square of theirs, about 10^-6 / p, so that w is as orthogonal to what is stored as with

@@ -1,4 +1,4 @@
-"""What a tall orthonormal basis leaves of a vector."""
+"""Projects a vector out of the span of a basis."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch_ire.reference.tall_basis import coefficients, combination
 
 
 def project_out(vectors: Sequence[Tensor], bases: Sequence[Tensor], gram_inverse: Tensor | None = None) -> list[Tensor]:
-    r"""Takes out of a vector what lies in the row space of Q; vector and basis are in pieces, and stay so.
+    r"""Removes the part of a vector in the row space of Q; vector and basis come in pieces.
 
     .. math::
-        v \leftarrow v - Q^T G^{-1} Q v, \qquad G^{-1} = I \text{ where none is given}
+        v \leftarrow v - Q^T G^{-1} Q v, \qquad G^{-1} = I \text{ if none is given}
 
     Args:
         vectors: The pieces of v: float32, float64, bfloat16 or float16, contiguous, one dtype and device.
         bases: For each piece the columns of Q that belong to its coordinates, ``(m, numel)`` with the same m, rows
             without gaps: views of one ``(m, p)`` tensor will do. float32 or bfloat16; float64 along float64 vectors.
-        gram_inverse: :math:`(Q Q^T)^{-1}`, ``(m, m)`` in float32 (float64 along float64), where the rows of Q are not
-            orthonormal, as those rounded to bfloat16 are not.
+        gram_inverse: :math:`(Q Q^T)^{-1}`, ``(m, m)`` in float32 (float64 along float64), if the rows of Q are not
+            orthonormal, for instance after rounding to bfloat16.
 
     Returns:
         The pieces of the result, like ``vectors``.
 
     Raises:
-        RuntimeError: A tensor has the wrong device, dtype, shape or strides, or a list the wrong length.
+        RuntimeError: A list has the wrong length, or a tensor the wrong device, dtype, shape or strides.
 
     Cost: two reads of Q, two of the vector and a write.
-    Determinism: sums within 4096 coordinates in float32 (float64), beyond in float64, in an order that depends on the
-        sizes alone: the same bits whatever the number of threads.
+    Determinism: sums within 4096 coordinates in float32 (float64), beyond in float64, in an order that depends only on
+        the sizes: the same bits for any number of threads.
 
     Example:
         >>> import torch

@@ -18,7 +18,7 @@ def sam_perturb_(
     rho: float,
     adaptive: bool = False,
 ) -> None:
-    r"""Moves the parameters to where SAM takes its gradient, and keeps them as they were.
+    r"""Saves the parameters and moves them to the point of SAM's gradient.
 
     .. math::
         \theta_{\text{backup}} \leftarrow \theta, \qquad
@@ -30,18 +30,18 @@ def sam_perturb_(
         params: Tensors to move in place; float32, float64, bfloat16 or float16, dense, one dtype and device.
         grads: Directions; dtype, shape and strides of the parameters. Read only. Their scale cancels, so an AMP loss
             scale may stay in.
-        backups: Receive the parameters as they were; dtype, shape and strides of the parameters.
+        backups: Receive the parameters of before the move; dtype, shape and strides of the parameters.
         norm: One number on the device: :func:`torch_ire.ops.global_norm` of the gradients (adaptive: with the
-            parameters as weights). One that is not finite moves nothing.
+            parameters as weights). A norm that is not finite moves nothing.
         rho: Radius of the perturbation.
         adaptive: ASAM.
 
     Raises:
-        RuntimeError: A list is too short, or a tensor has the wrong device, dtype, shape or strides; nothing has been
-            changed then.
+        RuntimeError: A list has the wrong length, or a tensor the wrong device, dtype, shape or strides. Nothing has
+            been changed.
 
-    Cost: 16 bytes a float32 coordinate; no workspace.
-    Determinism: elementwise, the same bits run to run.
+    Cost: 16 bytes per float32 coordinate; no workspace.
+    Determinism: elementwise; the same bits from run to run.
 
     Example:
         >>> import torch

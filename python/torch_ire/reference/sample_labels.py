@@ -1,4 +1,4 @@
-"""Labels drawn from a model's own predictions."""
+"""Draws labels from a model's own predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch_ire.reference.arithmetic import mix64, opmath, uniform_open
 
 
 def sample_labels(logits: Tensor, *, seed: int, offset: int) -> tuple[Tensor, Tensor]:
-    r"""One draw a row from softmax(logits), and the row's logsumexp from the same read.
+    r"""Draws one label per row from softmax(logits) and computes the row's logsumexp in the same read.
 
     .. math::
         y = \min \Big\{ c : \sum_{j \le c} e^{x_j} > u \sum_j e^{x_j} \Big\}, \qquad u \in (0, 1)
@@ -27,10 +27,10 @@ def sample_labels(logits: Tensor, *, seed: int, offset: int) -> tuple[Tensor, Te
     Raises:
         RuntimeError: ``logits`` has the wrong dtype or layout, or no class.
 
-    Cost: one read of the logits and of 1024 classes a row again; 12 bytes a row for every 1024 classes of the rows in
-        work. Nothing of the logits' size is allocated.
+    Cost: one read of the logits and a second one of 1024 classes per row; 12 bytes per row and 1024 classes for the
+        rows being processed.
     Determinism: the random number of a row is a function of seed, offset and the row's number, and sums have a fixed
-        order: the same labels whatever the number of threads or the strides. On other devices a label may differ where
+        order: the same labels for any number of threads and any strides. On other devices a label may differ where
         u falls within rounding (1e-6) of the border between two classes.
 
     Example:

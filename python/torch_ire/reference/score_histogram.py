@@ -1,4 +1,4 @@
-"""Digits of ordered scores, counted: what an exact ranking over several lists adds up."""
+"""Counts digits of ordered scores, for exact rankings over several lists."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch_ire.reference.arithmetic import memory_order, score_of
 def score_histogram(
     tensors: Sequence[Tensor], prefix: Tensor, *, shift: int, score: str = "value", wide: bool = False
 ) -> Tensor:
-    r"""How often each digit occurs at one place of the keys of the scores, among keys that agree in all higher places.
+    r"""Counts each digit at one place of the scores' keys, among the keys that agree in all higher places.
 
-    A key is a signed integer in the order of the scores: the bits of a float, negated where the sign is set, so that
-    -0 equals +0 and NaN, of either sign, is greatest. With arithmetic shifts and 11 bits a digit,
+    A key is a signed integer in the order of the scores: the bits of a float, negated if the sign is set, so that
+    -0 equals +0 and NaN, of either sign, is greatest. With arithmetic shifts and 11 bits per digit,
 
     .. math::
         c_b = \#\{\, i : (x_i \gg s) \gg 11 = p,\ (x_i \gg s) \bmod 2^{11} = b \,\}, \qquad
@@ -41,11 +41,10 @@ def score_histogram(
         int64 of shape (2048,) on the device of ``prefix``.
 
     Raises:
-        RuntimeError: ``prefix``, ``shift`` or ``score`` is none of these, or a tensor has the wrong device, dtype or
-            strides.
+        RuntimeError: ``prefix``, ``shift`` or ``score`` is invalid, or a tensor has the wrong device, dtype or strides.
 
-    Cost: one read of the tensors; CUDA: no workspace, CPU: 64 KiB a thread.
-    Determinism: integers are added; no order changes them, and CPU and CUDA agree.
+    Cost: one read of the tensors; CUDA: no workspace, CPU: 64 KiB per thread.
+    Determinism: exact; CPU and CUDA agree.
 
     Example:
         >>> import torch
