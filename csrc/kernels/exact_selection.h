@@ -78,7 +78,7 @@ class ExactSelection {
   // A score is flat if it is finite. Marking what is below a bracket takes that scores are not negative.
   static constexpr bool kMarks = score != Score::value;
 
-  // The gathered coordinates of one chunk.
+  // The gathered coordinates of one chunk for which there was room.
   struct Gathered {
     int64_t at = 0, count = 0;
   };
@@ -157,17 +157,24 @@ class ExactSelection {
       int64_t below_low = 0;
       int64_t up_to_high = 0;
       std::vector<int64_t> histogram(kBuckets, 0);
+      const auto count = [&](uint32_t entry) { ++histogram[static_cast<size_t>(bucket_of(entry))]; };
       uint32_t inside[kChunkElems + 2];
       chunks_.for_each_chunk(first, last, [&](int64_t chunk, size_t i, int64_t begin, int64_t end) {
         uint8_t* const flat_mask = marked_ ? flat_masks_[i] : nullptr;
         const int64_t found =
             bracket_pass_range_cpu<T, score>(data_[i], begin, end, bracket, up_to_low, inside, flat_mask);
         if (reads_ends_) count_ends_range_cpu<T, score>(data_[i], begin, end, bracket, below_low, up_to_high);
-        for (int64_t j = 0; j < found; ++j) ++histogram[static_cast<size_t>(bucket_of(inside[j]))];
         const int64_t at = inside_.fetch_add(found);
-        gathered_[static_cast<size_t>(chunk)] = {at, found};
-        if (at + found <= kEntries) std::copy(inside, inside + found, entries_ + at);
+        if (at + found <= kEntries) {
+          gathered_[static_cast<size_t>(chunk)] = {at, found};
+          std::copy(inside, inside + found, entries_ + at);
+        } else {
+          gathered_[static_cast<size_t>(chunk)] = {at, 0};
+          for (int64_t j = 0; j < found; ++j) count(inside[j]);
+        }
       });
+      // after the pass, which keeps no room for the counters in the first-level cache
+      for (int64_t chunk = first; chunk < last; ++chunk) for_each_entry(chunk, count);
       const std::lock_guard<std::mutex> lock(mutex);
       up_to_low_ += up_to_low;
       below_low_ += below_low;

@@ -40,10 +40,11 @@ TORCH_IRE_INLINE int64_t bracket_pass(const T* x, int64_t begin, int64_t end,
       uint64_t word = high_bits[w] & ~low_bits[w];
       const T* lane = block + 64 * w;
       const int64_t offset = i - begin + 64 * w;
-      // A bracket from a sample leaves about one key in 64, at a place that no branch predictor can know: the first two
-      // are taken without asking whether they exist.
+      const uint64_t last = uint64_t{1} << (std::min<int64_t>(64, count - 64 * w) - 1);
+      // A bracket from a sample leaves about one key in a hundred, at a place that no branch predictor can know: the
+      // first two of a word are taken without a branch, the last lane in place of a key that is not there.
       for (int taken = 0; taken < 2; ++taken) {
-        const int j = word == 0 ? 0 : __builtin_ctzll(word);
+        const int j = __builtin_ctzll(word | last);
         inside[found] = entry(score_key<score>(lane[j]), offset + j);
         found += word != 0;
         word &= word - 1;
