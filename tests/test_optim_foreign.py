@@ -44,6 +44,35 @@ class Descent(torch.optim.Optimizer):
                     param.sub_(param.grad, alpha=group["rate"])
 
 
+class Forgetful(Descent):
+    """Writes the state of each parameter anew at each step."""
+
+    def __init__(self, params: Any, forget: Callable[[torch.optim.Optimizer], None]) -> None:
+        super().__init__(params, lr=0.1)
+        self.forget = forget
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.forget(self)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.sub_(param.grad, alpha=group["rate"])
+
+
+def replaces_dicts(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            optimizer.state[param] = {"count": 1}
+
+
+def clears(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state.clear()
+
+
+def replaces_all(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state = {param: {"count": 1} for group in optimizer.param_groups for param in group["params"]}
+
+
 class Uninitialized(torch.optim.Optimizer):
     """An optimizer with groups and state of its own making."""
 
@@ -127,6 +156,18 @@ def test_what_needs_a_learning_rate_is_refused_where_there_is_none(lr):
     optimizer = Descent([nn.Parameter(torch.ones(3))], weight_decay=0.1, decoupled_weight_decay=True, **lr)
     with pytest.raises(ValueError, match=r"amplify_weight_decay.*\blr\b"):
         torch_ire.IRE(optimizer, amplify_weight_decay=False)
+
+
+@pytest.mark.parametrize("forget", [replaces_dicts, clears, replaces_all], ids=lambda forget: forget.__name__)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_step_that_loses_the_state_is_amplified_by_the_mask_it_started_with(implementation, forget):
+    param = nn.Parameter(torch.ones(5))
+    optimizer = Forgetful([param], forget)
+    torch_ire.IRE(optimizer, kappa=2.0, gamma=1.0, curvature="random", mask_interval=1, implementation=implementation)
+    for number in range(1, 4):
+        param.grad = torch.ones(5)
+        optimizer.step()
+        torch.testing.assert_close(param.detach(), torch.full((5,), 1 - number * 0.1 * 3.0))
 
 
 def test_an_optimizer_that_never_called_its_base_class_is_refused():
