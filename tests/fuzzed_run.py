@@ -409,7 +409,9 @@ class FuzzedRun:
 
     def _read(self) -> None:
         """Takes a state dict, which is how a test sees what the optimizer keeps."""
-        state = self.optimizer.state_dict()["state"]
+        state_dict = self.optimizer.state_dict()
+        # masks of parameters without state stand apart from it
+        state = {**state_dict["state"], **state_dict["param_groups"][0].get("ire_pending", {})}
         self.entries = {p: state.get(i, {}) for i, p in enumerate(p for ps in self.params for p in ps)}
 
     def _saved(self, p: Tensor) -> dict[str, Any]:
