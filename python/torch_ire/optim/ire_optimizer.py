@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, overload
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torch_ire import _native
-from torch_ire.optim.loading import DECLARED, load, take_label_position
+from torch_ire.optim.loading import DECLARED, load
 from torch_ire.optim.mask_engine import MaskEngine, Targets
 from torch_ire.optim.saving import saved
 from torch_ire.replicas import check_replicas
@@ -125,8 +124,8 @@ class IREOptimizer(torch.optim.Optimizer):
     # -- mask --------------------------------------------------------------------------------------------------------
 
     def _targets(self) -> Targets:
-        known = functools.partial(_known_state, self.state)
-        return Targets(type(self).__name__, self.param_groups, self.state.__getitem__, known)
+        state = self.state
+        return Targets(type(self).__name__, self.param_groups, state.__getitem__, lambda param: state.get(param, {}))
 
     def mask_due(self) -> bool:
         """Whether to call ``update_mask()`` before the coming step: at t = T_w, T_w + K, ... (Algorithm 1).
@@ -293,12 +292,6 @@ class IREOptimizer(torch.optim.Optimizer):
                 changed then.
         """
         load(self, state_dict, super().load_state_dict)
-        take_label_position(self.param_groups, self.label_generator)
-        self._masks.thresholds.clear()
 
     def _parameters(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
-
-
-def _known_state(state: Mapping[Tensor, dict[str, Any]], param: Tensor) -> Mapping[str, Any]:
-    return state.get(param, {})

@@ -272,3 +272,5 @@ def load(optimizer: Any, state_dict: Mapping[str, Any], load_by_torch: Callable[
     finally:
         before.remove()
         after.remove()
+    take_label_position(optimizer.param_groups, optimizer.label_generator)
+    optimizer._masks.thresholds.clear()

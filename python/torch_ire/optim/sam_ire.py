@@ -14,23 +14,13 @@ from torch.optim.optimizer import ParamsT
 from torch_ire.optim.adm_ire import AdmIRE
 from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.sgd_ire import SGDIRE
+from torch_ire.steps import perturbation as sam
 from torch_ire.steps.compiled_step import (
     check_capture,
     is_traceable_perturbation,
     outside_graph,
     perturb_in_graph,
     return_in_graph,
-)
-from torch_ire.steps.perturbation import (
-    Perturbation,
-    buffer_for,
-    check_perturbed_gradients,
-    gradient_directions,
-    groups_agree,
-    nonfinite_directions,
-    norm_of,
-    random_directions,
-    step_from_theta,
 )
 from torch_ire.steps.projected import refresh_projectors
 from torch_ire.steps.update_rules import RULES, UpdateRule
@@ -111,12 +101,12 @@ class SAMIRE(IREOptimizer):
         _check_base(base)
         # the base says which arguments it knows, what they default to and what they may be
         defaults = _BASES[base]([torch.zeros(1)], lr=lr, **arguments_of_the_base).defaults
-        sam = {"base": base, "rho": rho, "adaptive": adaptive, "perturbation": perturbation}
-        super().__init__(params, {**defaults, **sam})
+        arguments = {"base": base, "rho": rho, "adaptive": adaptive, "perturbation": perturbation}
+        super().__init__(params, {**defaults, **arguments})
 
     def _begin(self) -> None:
         super()._begin()
-        self._perturbation = Perturbation()
+        self._perturbation = sam.Perturbation()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -144,7 +134,7 @@ class SAMIRE(IREOptimizer):
             raise ValueError(f"Invalid perturbation value: {group['perturbation']!r} (expected 'gradient' or 'random')")
 
     def _backup_of(self, param: Tensor) -> Tensor | None:
-        return buffer_for(self._perturbation.buffers, param)
+        return sam.buffer_for(self._perturbation.buffers, param)
 
     @property
     def is_perturbed(self) -> bool:
@@ -206,13 +196,13 @@ class SAMIRE(IREOptimizer):
         if self.is_perturbed:
             raise RuntimeError(f"{owner}.first_step(): called twice; call second_step() or step() first")
         check_capture(owner, self.param_groups, lambda group, param: [])
-        is_random = groups_agree(self.param_groups, owner)
-        targets = list((random_directions if is_random else gradient_directions)(owner, self.param_groups))
-        norm = norm_of(targets, self._parameters())
+        is_random = sam.groups_agree(self.param_groups, owner)
+        targets = list((sam.random_directions if is_random else sam.gradient_directions)(owner, self.param_groups))
+        norm = sam.norm_of(targets, self._parameters())
         if norm is None:
             hint = "call backward() first, or use perturbation='random'"
             raise RuntimeError(f"{owner}.first_step(): no parameter has a gradient; {hint}")
-        found_nonfinite = None if is_random else nonfinite_directions(targets, self.param_groups)
+        found_nonfinite = None if is_random else sam.nonfinite_directions(targets, self.param_groups)
         refresh_projectors(owner, self.param_groups, self._masks.failed_projectors)  # at theta
         state.buffers = {param: state.buffers[param] for param in self._parameters() if param in state.buffers}
         state.move(targets, norm, found_nonfinite, scaler)
@@ -286,7 +276,7 @@ class SAMIRE(IREOptimizer):
         has_gradients = state.has_gradients and any(param.grad is not None for param in self._parameters())
         second = has_gradients or state.is_active
         if closure is None:
-            step_from_theta(self, self._perturbation)
+            sam.step_from_theta(self, self._perturbation)
             return None
         loss = None
         try:
@@ -297,8 +287,8 @@ class SAMIRE(IREOptimizer):
                 self.first_step(zero_grad=True)
             with torch.enable_grad():
                 perturbed_loss = closure()
-            check_perturbed_gradients(type(self).__name__, self._parameters())
-            step_from_theta(self, self._perturbation)
+            sam.check_perturbed_gradients(type(self).__name__, self._parameters())
+            sam.step_from_theta(self, self._perturbation)
         except BaseException:
             state.restore()
             raise
