@@ -15,7 +15,14 @@ def test_the_table_of_a_page_is_that_of_the_results(page):
     assert shown.count("\n") > 8
 
 
-@pytest.mark.parametrize("name", [name for name, _ in report.PAGES.values()])
+def test_readme_shows_five_rows_and_the_page_on_kernels_all() -> None:
+    readme, kernels = (report.table(report.ROOT / page) for page in ("README.md", "docs/kernels.md"))
+    rows = [line for line in readme.splitlines()[4:] if line]
+    assert len(rows) == len(report.HEADLINES) == 5
+    assert set(rows) < set(kernels.splitlines())
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in report.PAGES.values()}))
 def test_what_is_compared_keeps_its_order_and_its_environment(name):
     """Ours first, what it is held against second: a file that is sorted by name would swap some."""
     results = json.loads((measure.RESULTS / f"{name}.json").read_text())
