@@ -117,7 +117,7 @@ class Amplification:
             for group in groups:
                 for param in group["params"]:
                     if self._creates_state and param.grad is not None:
-                        ensure_saved_entry(group, param, targets.state_of(param))
+                        ensure_saved_entry(group, param, optimizer.state[param])
                 if projector_of(group) is None:
                     self._amplify(group, found_inf)
             if not (found_inf is not None and bool(found_inf)):
