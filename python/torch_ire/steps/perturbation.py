@@ -28,7 +28,7 @@ Target = tuple[Group, Tensor, Tensor]
 
 
 def buffer_for(buffers: dict[Tensor, Tensor], param: Tensor) -> Tensor:
-    """Memory for a copy of a parameter's local part, kept from step to step; new if the parameter has changed."""
+    """A buffer for a copy of a parameter's local part, reused from step to step unless the parameter has changed."""
     kept = buffers.get(param)
     part = local_part(param)
     fits = (
@@ -101,7 +101,7 @@ class Perturbation:
             self.forget()
 
     def discard(self) -> None:
-        """Moves the parameters back to theta, except those that have been written since, by loading a model say."""
+        """Moves the parameters back to theta, except those written since the move, as by loading a model."""
         unchanged = {p: t for p, t in self.moved.items() if local_part(p)._version == self.versions.get(p)}
         self.moved = unchanged
         self.restore()
@@ -130,7 +130,7 @@ class Perturbation:
 
 
 def _calls(targets: Sequence[Target], buffers: dict[Tensor, Tensor], norm: Tensor) -> Iterator[Callable[[], None]]:
-    """The operator calls that move the parameters, one per kind; parameters with gaps in memory move one by one."""
+    """The operator calls that move the parameters, one per device and dtype; strided parameters move one by one."""
     found: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
     for group, owner, direction in targets:
         param, backup = local_part(owner), buffer_for(buffers, owner)
@@ -183,7 +183,7 @@ def random_directions(owner: str, groups: Iterable[Group]) -> Iterator[Target]:
     """Normal random directions of all trainable parameters, the same on every replica."""
     if capturing():
         raise RuntimeError(
-            f"{owner}.first_step(): perturbation='random' draws on the host; a CUDA graph would repeat one direction"
+            f"{owner}.first_step(): perturbation='random' draws on the host, so a CUDA graph would repeat one direction"
         )
     for index, group, param in indexed_parameters(groups):
         if param.requires_grad:
