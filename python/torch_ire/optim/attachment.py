@@ -10,41 +10,20 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from torch_ire.interrupts import DeferredInterrupts
-from torch_ire.layouts import laid_out_like, to_device
-from torch_ire.optim import checkpoint
-from torch_ire.optim.foreign_groups import ForeignGroup, check_group, check_mask, pack_loaded
-from torch_ire.optim.mask_engine import MaskEngine, Targets, create_masks
-from torch_ire.optim.state_init import ensure_saved_state, is_state_init_step
-from torch_ire.packed_mask import follow_layout
-from torch_ire.sharding import local_part
-from torch_ire.steps.arguments import check_ire_arguments
-from torch_ire.steps.compiled_step import check_capture
-from torch_ire.steps.perturbation import buffer_for
-from torch_ire.steps.projected import (
-    amplify_projected,
-    projected_parameters,
-    projections,
-    projector_of,
-    refresh_projectors,
-)
+from torch_ire.optim.amplification import Amplification
+from torch_ire.optim.foreign_groups import ForeignGroup, check_group, pack_loaded
+from torch_ire.optim.loading import Loaded, completed_groups, read, take_label_position
+from torch_ire.optim.mask_engine import MaskEngine, Targets
+from torch_ire.optim.saving import saved
 from torch_ire.steps.schedule import (
-    advance,
-    enhancement,
     join_schedule,
-    on_device,
-    past_warmup,
     place_schedule,
     plain_counters,
-    track_max_lr,
-    unamplified_decay,
 )
-from torch_ire.steps.update_rules import functions_of
 
 #: key of the attachment in ``Optimizer.defaults``, which copies and pickles take along
 KEY = "torch_ire"
@@ -78,13 +57,8 @@ class Attachment:
 
     def _begin(self) -> None:
         self._hooks: weakref.WeakKeyDictionary[Optimizer, list[Any]] = weakref.WeakKeyDictionary()
-        self._previous: dict[Tensor, Tensor] = {}
-        #: the parameters of the last step of each optimizer, with where it started
-        self.started: dict[Tensor, Tensor] = {}
-        self._masks_of_step: dict[Tensor, Tensor] = {}
-        self._depth: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self._creates_state = False
-        self._loading: checkpoint.Loaded | None = None
+        self.amplification = Amplification()
+        self._loading: Loaded | None = None
         if not _copies_attach:  # torch copies no hooks: copies attach at their first step
             _copies_attach.append(register_optimizer_step_pre_hook(_attach_copy))
 
@@ -152,7 +126,7 @@ class Attachment:
                 for param in group["params"]:
                     for key in STATE_KEYS:
                         optimizer.state.get(param, {}).pop(key, None)
-        self._optimizers, self._pending, self._previous, self.started = [], {}, {}, {}
+        self._optimizers, self._pending, self.amplification = [], {}, Amplification()
 
     def complete(self, optimizer: Optimizer) -> None:
         """Gives new groups their arguments and their place in the schedule, ."""
@@ -190,104 +164,16 @@ class Attachment:
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # a step() that calls super().step() runs the hooks at both levels; a step that raised has run no post hook
-        depth = self._depth.get(optimizer, 0) + 1
-        self._depth[optimizer] = depth = depth if depth <= _hooked_levels(optimizer) else 1
-        if depth > 1:
-            return
         self._loading = None  # of a load that torch has rejected
-        groups, targets = self.groups_of(optimizer), self.targets()
-        for group in groups:  # a schedule may have driven an argument out of its range
-            check_ire_arguments(group, tensors=False)
-        check_capture("IRE", groups, lambda _, p: [k for k in ("flat_mask",) if k not in targets.known_state(p)],
-                      host_decay=True)  # fmt: skip
-        ours = {param for group in groups for param in group["params"]}
-        everywhere = {param for group in targets.groups for param in group["params"]}
-        self._previous = {param: kept for param, kept in self._previous.items() if param in everywhere}
-        beside = [p for group in targets.groups for p in group["params"] if p not in ours]
-        self._creates_state = is_state_init_step(groups, optimizer.state, beside)
-        for group in groups:
-            track_max_lr(group)
-        if not self._creates_state:
-            # a closure may compute the gradients during the step
-            self.masks.before_step(targets, lambda param: param.requires_grad)
-            refresh_projectors("IRE", groups, self.masks.failed_projectors)
-        moving = projected_parameters(groups, lambda param: param.requires_grad)
-        projections("IRE", groups, moving)
-        for group in groups:
-            if on_device(group) and isinstance(group["curvature"], str):
-                create_masks(targets, [(group, param) for param in group["params"] if param.grad is not None])
-            if past_warmup(group) and projector_of(group) is None and not _is_zero(enhancement(group)):
-                masked = [param for param in group["params"] if "flat_mask" in targets.known_state(param)]
-                for param in masked:
-                    mask = targets.known_state(param)["flat_mask"]
-                    check_mask(mask, param)
-                    follow_layout(mask, local_part(param))
-                moving += masked
-        started = {param: buffer_for(self._previous, param) for param in moving}
-        if moving:
-            torch._foreach_copy_(list(started.values()), list(map(local_part, moving)))
-        # the starts of the other optimizers stay: a summary shows all of them
-        others = everywhere - ours
-        self.started = {param: kept for param, kept in self.started.items() if param in others} | started
-        # the step may replace or clear the state
-        known = {param: targets.known_state(param).get("flat_mask") for param in started}
-        self._masks_of_step = {param: mask for param, mask in known.items() if mask is not None}
+        self.amplification.begin(optimizer, self.groups_of(optimizer), self.targets(), self.masks)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth[optimizer] = self._depth.get(optimizer, 1) - 1
-        if self._depth[optimizer] > 0:
-            return
-        groups, targets = self.groups_of(optimizer), self.targets()
-        found_inf = getattr(optimizer, "found_inf", None)
-        with DeferredInterrupts():
-            for group in groups:
-                for param in group["params"]:
-                    if self._pending.get(param) and (param.grad is not None or optimizer.state.get(param)):
-                        optimizer.state[param].update(self._pending.pop(param))
-                    if self._creates_state and param.grad is not None:
-                        ensure_saved_state(group, param, targets.state_of(param))
-                if projector_of(group) is None:
-                    self._amplify(group, found_inf)
-            if not (found_inf is not None and bool(found_inf)):
-                amplify_projected(projections("IRE", groups, self.started), self.started)
-            if not self._creates_state:
-                advance(groups)
-
-    def _amplify(self, group: ForeignGroup, found_inf: Tensor | None) -> None:
-        kappa, decay = enhancement(group), unamplified_decay(group)
-        if decay and found_inf is not None:
-            kappa = torch.where(found_inf != 0, 0.0, kappa)  # a skipped step has no decay to take out
-        calls: dict[Any, list[Tensor]] = {}
-        for param in group["params"]:
-            if param in self.started and not (decay and param.grad is None):
-                part = local_part(param)
-                as_before = part.stride() == self.started[param].stride()  # dense, and in the order of the mask
-                kind = (part.device, part.dtype) if as_before else id(param)
-                calls.setdefault(kind, []).append(param)
-        for params in calls.values():
-            parts = list(map(local_part, params))
-            pairs = zip(parts, params, strict=True)
-            dense = [laid_out_like(part, self.started[param]) for part, param in pairs]
-            if on_device(group) and isinstance(kappa, Tensor):
-                kappa = to_device(parts[0].device, kappa)
-            in_place = isinstance(kappa, Tensor) and kappa.device == parts[0].device
-            functions_of(group).displacement_flat_(
-                dense,
-                [self.started[p] for p in params],
-                [self._masks_of_step[p] for p in params],
-                kappa=0.0 if in_place else float(kappa),
-                decay=decay,
-                kappa_tensor=kappa.detach().reshape(()) if isinstance(kappa, Tensor) and in_place else None,
-            )
-            for part, result in zip(parts, dense, strict=True):
-                if part is not result:
-                    part.copy_(result)
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if self._pending.get(param) and (param.grad is not None or optimizer.state.get(param)):
+                    optimizer.state[param].update(self._pending.pop(param))
+        self.amplification.finish(optimizer, self.groups_of(optimizer), self.targets())
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -307,7 +193,7 @@ class Attachment:
         pending = {i: self._pending[param] for i, param in enumerate(params) if self._pending.get(param)}
         plain = [{k: v for k, v in group.items() if k != KEY} for group in state_dict["param_groups"]]
         whole = {**state_dict, "state": {**state_dict["state"], **pending}, "param_groups": plain}
-        result = checkpoint.saved(whole, params, groups, self.masks.label_generator)
+        result = saved(whole, params, groups, self.masks.label_generator)
         if pending:  # in the state it would look complete to an optimizer without IRE
             result["param_groups"][0][_PENDING] = {i: result["state"].pop(i) for i in pending}
         return result
@@ -319,7 +205,7 @@ class Attachment:
         self.complete(optimizer)
         self._waiting = dict(state_dict["param_groups"][0].get(_PENDING, {})) if state_dict["param_groups"] else {}
         state_dict = {**state_dict, "state": {**state_dict["state"], **self._waiting}}
-        groups = checkpoint.completed_groups(state_dict, optimizer.param_groups, _PROCESS_OPTIONS)
+        groups = completed_groups(state_dict, optimizer.param_groups, _PROCESS_OPTIONS)
         for group, ours in zip(groups, optimizer.param_groups, strict=True):
             group.pop(KEY, None)
             group.pop(_PENDING, None)
@@ -329,7 +215,7 @@ class Attachment:
             if not isinstance(group["ire_curvature"], str):
                 group["ire_curvature"] = "projector"  # torch copies what it loads
         whole = {**state_dict, "param_groups": groups}
-        self._loading = checkpoint.read(whole, optimizer.param_groups, STATE_KEYS, "IRE")
+        self._loading = read(whole, optimizer.param_groups, STATE_KEYS, "IRE")
         self._curvatures = [group["ire_curvature"] for group in optimizer.param_groups]
         return self._loading.for_torch
 
@@ -351,7 +237,7 @@ class Attachment:
         self._loading = None
         groups = self.groups_of(optimizer)
         place_schedule(groups)
-        checkpoint.take_label_position(groups, self.masks.label_generator)
+        take_label_position(groups, self.masks.label_generator)
         self.masks.thresholds.clear()
 
 
@@ -368,12 +254,3 @@ def attachment_of(optimizer: Any) -> Attachment | None:
         return None
     attachment.attach(optimizer)
     return attachment
-
-
-def _is_zero(kappa: float | Tensor) -> bool:
-    return not isinstance(kappa, Tensor) and kappa == 0.0
-
-
-def _hooked_levels(optimizer: Optimizer) -> int:
-    """How many classes of an optimizer run its step hooks around their own ``step``."""
-    return sum(getattr(vars(cls).get("step"), "hooked", False) for cls in type(optimizer).__mro__)

@@ -14,6 +14,7 @@ from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.mask_engine import Targets, draw, draws_itself
 from torch_ire.optim.sam_ire import SAMIRE
 from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.steps.operator_call import operator_call
 from torch_ire.steps.schedule import advance, is_due, note_refresh, step_number, track_max_lr
 from torch_ire.steps.step_plan import plan_group
 from torch_ire.steps.tensor_lists import indexed_parameters
@@ -107,7 +108,7 @@ class StepInBackward:
         rule = optimizer._rule(group)
         lists = plan_group(type(optimizer).__name__, group, [(index, param)], optimizer.state, rule)
         with DeferredInterrupts():
-            run_all([optimizer._call(some, None) for some in lists])
+            run_all([operator_call(some, rule, {}, None, None) for some in lists])
         param.grad = None
 
     @torch.no_grad()

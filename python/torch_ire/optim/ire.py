@@ -209,7 +209,7 @@ class IRE:
         check_replicas("IRE", targets.groups, _state(targets), STATE_KEYS, self.label_generator, process_group)
 
     def _last_displacement(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> Direction | None:
-        start = self._attachment.started.get(param)
+        start = self._attachment.amplification.started.get(param)
         if "flat_mask" not in state:
             return None
         part = local_part(param)

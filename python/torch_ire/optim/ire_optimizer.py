@@ -2,58 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire import _native, reference
-from torch_ire.interrupts import DeferredInterrupts, run_all
-from torch_ire.layouts import to_device
-from torch_ire.optim import checkpoint
+from torch_ire import _native
+from torch_ire.optim.loading import DECLARED, load
 from torch_ire.optim.mask_engine import MaskEngine, Targets
-from torch_ire.optim.state_init import ensure_saved_state, is_state_init_step
+from torch_ire.optim.saving import saved
 from torch_ire.replicas import check_replicas
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import check_placements
 from torch_ire.steps.arguments import check_ire_arguments
-from torch_ire.steps.compiled_step import check_capture, fill_lists, is_traceable, outside_graph, step_in_graph
-from torch_ire.steps.projected import (
-    amplify_projected,
-    projected_parameters,
-    projections,
-    refresh_projectors,
-    with_curvatures,
-)
+from torch_ire.steps.compiled_step import fill_lists
 from torch_ire.steps.schedule import (
-    advance,
     enhancement,
     join_schedule,
-    on_device,
     past_warmup,
     place_schedule,
-    track_max_lr,
 )
-from torch_ire.steps.skipped_steps import any_of, nonfinite_flag
+from torch_ire.steps.step import take_step
 from torch_ire.steps.step_plan import StepPlan, create_state
-from torch_ire.steps.tensor_lists import TensorLists
 from torch_ire.steps.update_rules import (
-    ROUNDING_STATE_KEYS,
     UpdateRule,
     check_base_arguments,
-    functions_of,
     present_direction,
-    state_keys,
 )
 from torch_ire.summary import summarize
-
-# State tensors with a dtype of their own, whatever the parameter's.
-_DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates", *ROUNDING_STATE_KEYS)
 
 
 class IREOptimizer(torch.optim.Optimizer):
@@ -89,11 +68,7 @@ class IREOptimizer(torch.optim.Optimizer):
 
     @property
     def label_generator(self) -> LabelGenerator:
-        """The random numbers of the labels that this optimizer's "fisher" masks are estimated from.
-
-        :func:`torch_ire.sampled_cross_entropy` draws from it between ``mask_due()`` and ``update_mask()``; its position
-        is part of the state dict.
-        """
+        """Draws the labels of "fisher" masks between ``mask_due()`` and ``update_mask()``; saved in the state dict."""
         return self._masks.label_generator
 
     # -- groups ------------------------------------------------------------------------------------------------------
@@ -149,8 +124,8 @@ class IREOptimizer(torch.optim.Optimizer):
     # -- mask --------------------------------------------------------------------------------------------------------
 
     def _targets(self) -> Targets:
-        known = functools.partial(_known_state, self.state)
-        return Targets(type(self).__name__, self.param_groups, self.state.__getitem__, known)
+        state = self.state
+        return Targets(type(self).__name__, self.param_groups, state.__getitem__, lambda param: state.get(param, {}))
 
     def mask_due(self) -> bool:
         """Whether to call ``update_mask()`` before the coming step: at t = T_w, T_w + K, ... (Algorithm 1).
@@ -160,6 +135,11 @@ class IREOptimizer(torch.optim.Optimizer):
         generator draws from :attr:`label_generator`. Cost: for a capturable optimizer, one number read from the device.
         """
         return self._masks.due(self._targets())
+
+    def _check_refresh(self) -> None:
+        """Raises if the mask cannot be refreshed now."""
+        for group in self.param_groups:  # a schedule may have driven an argument out of its range
+            check_ire_arguments(group)
 
     def update_mask(
         self,
@@ -197,8 +177,7 @@ class IREOptimizer(torch.optim.Optimizer):
         References:
             Wang et al., arXiv:2405.20763, Eqs. (5) and (6).
         """
-        for group in self.param_groups:
-            check_ire_arguments(group)
+        self._check_refresh()
         self._masks.update(self._targets(), loss, num_predictions, grad_scale, process_group)
         create_state(self.param_groups, self.state, self._rule)
 
@@ -243,7 +222,7 @@ class IREOptimizer(torch.optim.Optimizer):
         """
         keys = dict.fromkeys(key for group in self.param_groups for key in self._rule(group).moment_keys)
         labels = self.label_generator
-        check_replicas(type(self).__name__, self.param_groups, self.state, (*_DECLARED, *keys), labels, process_group)
+        check_replicas(type(self).__name__, self.param_groups, self.state, (*DECLARED, *keys), labels, process_group)
 
     # -- step --------------------------------------------------------------------------------------------------------
 
@@ -271,100 +250,8 @@ class IREOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step({}, getattr(self, "found_inf", None))
+        take_step(self, {}, getattr(self, "found_inf", None))
         return loss
-
-    def _step(
-        self,
-        start: Mapping[Tensor, Tensor],
-        found_inf: Tensor | None,
-        first: Sequence[Callable[[], Any]] = (),
-        last: Sequence[Callable[[], Any]] = (),
-    ) -> None:
-        """The step from the parameters as they are, or from ``start`` for those that a perturbation has moved.
-
-        ``first`` and ``last`` are made before and after the operator calls, as part of the same block.
-
-        Everything that can raise comes before the first write; the writes are one uninterrupted block.
-        """
-        if torch.compiler.is_compiling():
-            if is_traceable(self.param_groups):
-                step_in_graph(self, found_inf, restored=False)
-            else:
-                outside_graph(self._step, start, found_inf, first, last)
-            return
-        creates_state = is_state_init_step(self.param_groups, self.state)
-        lists = self._gather(refresh=not creates_state)
-        try:
-            previous = {p: start.get(p, p) for p in projected_parameters(self.param_groups, has_gradient)}
-            projected = projections(type(self).__name__, self.param_groups, previous)
-            if not creates_state:
-                found_inf = any_of([found_inf, nonfinite_flag(functions_of, lists, self.param_groups)])
-            previous = {p: p.clone() if theta is p else theta for p, theta in previous.items()}
-            calls = [self._call(some, found_inf, start) for some in lists]
-            with DeferredInterrupts():
-                with undone_on_error(lists):
-                    run_all([*first, *calls])
-                run_all(last)
-                self._report["skipped"] = None if found_inf is None else found_inf != 0
-                if projected and not (found_inf is not None and bool(found_inf)):
-                    amplify_projected(projected, previous)
-                if creates_state:
-                    for some in lists:
-                        for param in some.params_of_group:
-                            ensure_saved_state(some.group, param, self.state[param])
-                else:
-                    for group in self.param_groups:
-                        track_max_lr(group)
-                    self._masks.after_step(self._targets(), may_have_skipped=found_inf is not None)
-                    advance(self.param_groups)
-        finally:
-            for some in lists:
-                some.release()
-
-    def _gather(self, *, refresh: bool) -> list[TensorLists]:
-        """The checked tensor lists of the step; ``refresh`` also makes the refreshes that precede a step."""
-        name = type(self).__name__
-        for group in self.param_groups:  # a schedule may have driven an argument out of its range
-            self._rule(group).check(group)
-            check_ire_arguments(group, tensors=False)
-        check_capture(name, self.param_groups, self._missing_state)
-        graph_capture_check(self)
-        lists = self._plan.gather(name, self.param_groups, self.state, self._rule)
-        if refresh:
-            refresh_projectors(name, self.param_groups, self._masks.failed_projectors)
-            if self._masks.before_step(self._targets(), has_gradient):  # new masks are new state
-                lists = self._plan.gather(name, self.param_groups, self.state, self._rule)
-        return lists
-
-    def _call(
-        self, lists: TensorLists, found_inf: Tensor | None, start: Mapping[Tensor, Tensor] | None = None
-    ) -> Callable[[], None]:
-        """The operator call of some lists, with all arguments bound."""
-        group = lists.group
-        if start:
-            lists.restore_from = [start[param] for param in lists.params_of_group]
-        scalars = self._scalars(group, lists.params[0].device, found_inf)
-        step = self._rule(group).step
-        return functools.partial(step, functions_of(group), lists, {**scalars, "rounding_keys": lists.rounding_keys()})
-
-    def _scalars(self, group: Mapping[str, Any], device: torch.device, found_inf: Tensor | None) -> dict[str, Any]:
-        """Learning rate, kappa and AMP scalars, each as a float or on the device of the lists."""
-        scalars: dict[str, Any] = {}
-        for name, value in (("lr", group["lr"]), ("kappa", enhancement(group))):
-            if isinstance(value, Tensor) and (value.device == device or on_device(group)):
-                value = to_device(device, value)
-                number = value if value.dtype in (torch.float32, torch.float64) else value.float()
-                scalars[name], scalars[f"{name}_tensor"] = 0.0, number.detach().reshape(())
-            else:
-                scalars[name] = float(value)
-        for name, tensor in (("grad_scale", getattr(self, "grad_scale", None)), ("found_inf", found_inf)):
-            scalars[name] = None if tensor is None else to_device(device, tensor)
-        return scalars
-
-    def _missing_state(self, group: Mapping[str, Any], param: Tensor) -> list[str]:
-        entry = self.state.get(param, {})
-        return [key for key in state_keys(self._rule(group), group, param.dtype) if key not in entry]
 
     @property
     def last_step_skipped(self) -> Tensor | None:
@@ -390,13 +277,12 @@ class IREOptimizer(torch.optim.Optimizer):
 
         The groups hold the position of :attr:`label_generator`.
         """
-        return checkpoint.saved(super().state_dict(), self._parameters(), self.param_groups, self.label_generator)
+        return saved(super().state_dict(), self._parameters(), self.param_groups, self.label_generator)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads the result of :meth:`state_dict`, or a checkpoint of the base optimizer from ``torch.optim``.
 
-        Every state tensor keeps the dtype that this optimizer gives it, whatever the parameter's. IRE arguments that a
-        checkpoint of the base optimizer lacks stay as they are.
+        State tensors keep their dtypes, whatever the parameter's. IRE arguments that a checkpoint lacks stay as they are.
 
         Args:
             state_dict: Plain dict of tensors and numbers.
@@ -405,73 +291,7 @@ class IREOptimizer(torch.optim.Optimizer):
             ValueError: The state dict belongs to another model, or a value does not fit its parameter. Nothing has been
                 changed then.
         """
-        curvatures = [group["curvature"] for group in self.param_groups]
-        found: list[checkpoint.Loaded] = []
-
-        def take_out(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            if len(loaded["param_groups"]) != len(self.param_groups):
-                return loaded  # torch raises before it changes anything
-            groups = checkpoint.completed_groups(loaded, self.param_groups, _PROCESS_OPTIONS)
-            for group in with_curvatures(groups, curvatures):
-                self._check_group(group)
-            rules = [self._rule(group) for group in with_curvatures(groups, curvatures)]
-            keys = (*_DECLARED, *(key for rule in rules for key in rule.moment_keys))
-            required = {i: ("step", *rule.moment_keys) for i, rule in enumerate(rules) if len(rule.moment_keys) > 1}
-            found.append(
-                checkpoint.read(
-                    {**loaded, "param_groups": groups}, self.param_groups, keys, type(self).__name__, required
-                )
-            )
-            return found[0].for_torch
-
-        def put_back(_: torch.optim.Optimizer) -> None:
-            for param, tensors in found[0].tensors.items():
-                self.state[param].update(tensors)
-            # after torch has copied the groups: a projector stays the same object
-            for group, curvature in zip(self.param_groups, curvatures, strict=True):
-                if group["curvature"] == "projector":
-                    group["curvature"] = curvature
-
-        before = self.register_load_state_dict_pre_hook(take_out)
-        after = self.register_load_state_dict_post_hook(put_back, prepend=True)
-        try:
-            super().load_state_dict(dict(state_dict))
-        finally:
-            before.remove()
-            after.remove()
-        checkpoint.take_label_position(self.param_groups, self.label_generator)
-        self._masks.thresholds.clear()
+        load(self, state_dict, super().load_state_dict)
 
     def _parameters(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
-
-
-# Group keys that a checkpoint does not change: how this process runs the step, and what the class does.
-_PROCESS_OPTIONS = ("capturable", "decoupled_weight_decay")
-
-
-@contextlib.contextmanager
-def undone_on_error(lists: Sequence[TensorLists]) -> Iterator[None]:
-    """Context that restores the parameters if a reference operator fails halfway; native operators write all or none."""
-    lists = [some for some in lists if functions_of(some.group) is reference or _native.module is None]
-    saved = [(param, param.clone()) for some in lists for param in some.params]
-    try:
-        yield
-    except BaseException:
-        run_all([functools.partial(param.copy_, before) for param, before in saved])
-        raise
-
-
-def _known_state(state: Mapping[Tensor, dict[str, Any]], param: Tensor) -> Mapping[str, Any]:
-    return state.get(param, {})
-
-
-def has_gradient(param: Tensor) -> bool:
-    """Whether a parameter takes the step."""
-    return param.grad is not None
-
-
-def graph_capture_check(optimizer: torch.optim.Optimizer) -> None:
-    """The check of ``torch.optim`` that a captured step was made capturable, under its name in each torch version."""
-    check = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
-    (check or optimizer._cuda_graph_capture_health_check)()

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ire.layouts import is_dense
 from torch_ire.optim.adm_ire import AdmIRE
 from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.sgd_ire import SGDIRE
-from torch_ire.sharding import local_part
+from torch_ire.steps import perturbation as sam
 from torch_ire.steps.compiled_step import (
     check_capture,
     is_traceable_perturbation,
@@ -23,19 +22,8 @@ from torch_ire.steps.compiled_step import (
     perturb_in_graph,
     return_in_graph,
 )
-from torch_ire.steps.perturbation import (
-    Perturbation,
-    Target,
-    buffer_for,
-    gradient_directions,
-    groups_agree,
-    norm_of,
-    random_directions,
-)
 from torch_ire.steps.projected import refresh_projectors
-from torch_ire.steps.skipped_steps import nonfinite_flag
-from torch_ire.steps.tensor_lists import TensorLists
-from torch_ire.steps.update_rules import RULES, UpdateRule, functions_of
+from torch_ire.steps.update_rules import RULES, UpdateRule
 
 _BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE}
 
@@ -113,12 +101,12 @@ class SAMIRE(IREOptimizer):
         _check_base(base)
         # the base says which arguments it knows, what they default to and what they may be
         defaults = _BASES[base]([torch.zeros(1)], lr=lr, **arguments_of_the_base).defaults
-        sam = {"base": base, "rho": rho, "adaptive": adaptive, "perturbation": perturbation}
-        super().__init__(params, {**defaults, **sam})
+        arguments = {"base": base, "rho": rho, "adaptive": adaptive, "perturbation": perturbation}
+        super().__init__(params, {**defaults, **arguments})
 
     def _begin(self) -> None:
         super()._begin()
-        self._perturbation = Perturbation()
+        self._perturbation = sam.Perturbation()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -139,7 +127,6 @@ class SAMIRE(IREOptimizer):
         return RULES[group["base"]]
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
-        # a checkpoint of the base optimizer has no SAM arguments: completed_groups has put them in
         super()._check_group(group)
         if not group["rho"] >= 0.0:
             raise ValueError(f"Invalid rho value: {group['rho']}")
@@ -147,7 +134,7 @@ class SAMIRE(IREOptimizer):
             raise ValueError(f"Invalid perturbation value: {group['perturbation']!r} (expected 'gradient' or 'random')")
 
     def _backup_of(self, param: Tensor) -> Tensor | None:
-        return buffer_for(self._perturbation.buffers, param)
+        return sam.buffer_for(self._perturbation.buffers, param)
 
     @property
     def is_perturbed(self) -> bool:
@@ -172,17 +159,11 @@ class SAMIRE(IREOptimizer):
         self._perturbation.take_over(self.param_groups)
         self._perturbation.discard()
 
-    def update_mask(self, loss: Tensor | None = None, **arguments: Any) -> None:
-        """As :meth:`AdmIRE.update_mask`.
-
-        Raises:
-            RuntimeError: As there, or the parameters are perturbed: the curvature is that at theta.
-        """
+    def _check_refresh(self) -> None:
+        super()._check_refresh()
         if self.is_perturbed:
-            raise RuntimeError(
-                f"{type(self).__name__}.update_mask(): the parameters are perturbed; call it before first_step()"
-            )
-        super().update_mask(loss, **arguments)
+            owner = type(self).__name__
+            raise RuntimeError(f"{owner}.update_mask(): the parameters are perturbed; call it before first_step()")
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False, *, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -190,9 +171,9 @@ class SAMIRE(IREOptimizer):
 
         Args:
             zero_grad: Also clear the gradients, which belong to theta.
-            scaler: The scaler of the loss, whose ``step()`` will be called for the second pass: where the gradients of
-                this one overflow, it skips the step either way, and told so it lowers its scale too. The gradients stay
-                scaled, since the scale of the perturbation cancels; ``scaler.unscale_`` is for the second pass.
+            scaler: The scaler of the loss, whose ``step()`` takes the second pass. If the gradients of this pass
+                overflow, it lowers its scale; the step is skipped either way. The gradients stay scaled, since the
+                scale cancels in the perturbation; ``scaler.unscale_`` is for the second pass.
 
         Raises:
             RuntimeError: The parameters are perturbed already, there is no gradient, or one does not fit its parameter.
@@ -215,15 +196,13 @@ class SAMIRE(IREOptimizer):
         if self.is_perturbed:
             raise RuntimeError(f"{owner}.first_step(): called twice; call second_step() or step() first")
         check_capture(owner, self.param_groups, lambda group, param: [])
-        is_random = groups_agree(self.param_groups, owner)
-        targets = list((random_directions if is_random else gradient_directions)(owner, self.param_groups))
-        norm = norm_of(targets, self._parameters())
+        is_random = sam.groups_agree(self.param_groups, owner)
+        targets = list((sam.random_directions if is_random else sam.gradient_directions)(owner, self.param_groups))
+        norm = sam.norm_of(targets, self._parameters())
         if norm is None:
-            raise RuntimeError(
-                f"{owner}.first_step(): no parameter has a gradient; call backward() first, or use "
-                "perturbation='random'"
-            )
-        found_nonfinite = None if is_random else self._found_nonfinite(targets)
+            hint = "call backward() first, or use perturbation='random'"
+            raise RuntimeError(f"{owner}.first_step(): no parameter has a gradient; {hint}")
+        found_nonfinite = None if is_random else sam.nonfinite_directions(targets, self.param_groups)
         refresh_projectors(owner, self.param_groups, self._masks.failed_projectors)  # at theta
         state.buffers = {param: state.buffers[param] for param in self._parameters() if param in state.buffers}
         state.move(targets, norm, found_nonfinite, scaler)
@@ -297,7 +276,7 @@ class SAMIRE(IREOptimizer):
         has_gradients = state.has_gradients and any(param.grad is not None for param in self._parameters())
         second = has_gradients or state.is_active
         if closure is None:
-            self._step_from_theta()
+            sam.step_from_theta(self, self._perturbation)
             return None
         loss = None
         try:
@@ -308,40 +287,9 @@ class SAMIRE(IREOptimizer):
                 self.first_step(zero_grad=True)
             with torch.enable_grad():
                 perturbed_loss = closure()
-            self._check_perturbed_gradients()
-            self._step_from_theta()
+            sam.check_perturbed_gradients(type(self).__name__, self._parameters())
+            sam.step_from_theta(self, self._perturbation)
         except BaseException:
             state.restore()
             raise
         return perturbed_loss if loss is None else loss
-
-    def _check_perturbed_gradients(self) -> None:
-        if all(param.grad is None for param in self._parameters()):
-            raise RuntimeError(
-                f"{type(self).__name__}.step(closure): the closure left no gradient at the perturbed parameters; it "
-                "has to call backward() each time. Where a trainer passes a closure that computes nothing "
-                "(Lightning's manual optimization), call first_step() and second_step()"
-            )
-
-    def _step_from_theta(self) -> None:
-        """The base step from theta with the present gradients; a plain base step if nothing is perturbed."""
-        state, params = self._perturbation, self._parameters()
-        found_inf = state.found_inf(self, getattr(self, "found_inf", None))
-        start = dict(state.moved)
-        stepping = {p for p in params if p.grad is not None}
-        if state.is_active:  # a gradient in the second pass alone: a step from where the parameter is
-            start |= {p: local_part(p).clone() for p in stepping if p not in start}
-        # parameters that take no step, without a gradient or no longer in a group, return to theta
-        back = [functools.partial(local_part(p).copy_, theta) for p, theta in start.items() if p not in stepping]
-        try:
-            self._step(start, found_inf, first=[state.begin_step, *back], last=[state.forget])
-        except BaseException:
-            if state.is_stepping:
-                state.restore()
-            raise
-
-    def _found_nonfinite(self, targets: list[Target]) -> Tensor | None:
-        """1 if a gradient of the first pass is not finite, for the groups with ``skip_nonfinite``."""
-        dense = ((group, param, g if is_dense(g) else g.contiguous()) for group, param, g in targets)
-        lists = [TensorLists(group, [param], grads=[grad]) for group, param, grad in dense]
-        return nonfinite_flag(functions_of, lists, self.param_groups)

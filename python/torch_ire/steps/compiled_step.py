@@ -21,6 +21,7 @@ from torch import Tensor
 from torch_ire import _native
 from torch_ire.layouts import is_dense, opmath_dtype
 from torch_ire.sharding import are_plain
+from torch_ire.steps.operator_call import operator_call
 from torch_ire.steps.schedule import advance, on_device, track_max_lr
 from torch_ire.steps.step_plan import plan_group
 from torch_ire.steps.tensor_lists import TensorLists
@@ -199,7 +200,8 @@ def step_in_graph(optimizer: Any, found_inf: Tensor | None, restored: bool) -> N
     for group in optimizer.param_groups:
         track_max_lr(group)
         for lists in _lists_in_graph(optimizer, group, restored):
-            optimizer._call(lists, found_inf)()
+            scale = getattr(optimizer, "grad_scale", None)
+            operator_call(lists, optimizer._rule(group), {}, scale, found_inf)()
     advance(optimizer.param_groups)
 
 

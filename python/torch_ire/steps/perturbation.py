@@ -16,8 +16,9 @@ from torch_ire.layouts import is_dense, laid_out_like, opmath_dtype, to_device
 from torch_ire.sharding import add_over_ranks, are_plain, drawn, local_part, mark_local_writes, shard_group_of
 from torch_ire.steps.compiled_step import capturing
 from torch_ire.steps.schedule import Group, step_number
-from torch_ire.steps.skipped_steps import any_of
-from torch_ire.steps.tensor_lists import dense_gradient, indexed_parameters
+from torch_ire.steps.skipped_steps import any_of, nonfinite_flag
+from torch_ire.steps.step import take_step
+from torch_ire.steps.tensor_lists import TensorLists, dense_gradient, indexed_parameters
 from torch_ire.steps.update_rules import functions_of
 
 # Stream of random numbers of the random perturbation; those of the masks are in mask_engine.py.
@@ -242,3 +243,46 @@ def groups_agree(groups: Iterable[Mapping[str, Any]], owner: str) -> bool:
     if len(random) > 1:
         raise RuntimeError(f"{owner}.first_step(): the groups disagree on the perturbation")
     return random.pop()
+
+
+def nonfinite_directions(targets: Sequence[Target], groups: Sequence[Group]) -> Tensor | None:
+    """1 if a gradient of the first pass is not finite, for the groups with ``skip_nonfinite``; see ``nonfinite_flag``."""
+    dense = ((group, param, g if is_dense(g) else g.contiguous()) for group, param, g in targets)
+    lists = [TensorLists(group, [param], grads=[grad]) for group, param, grad in dense]
+    return nonfinite_flag(functions_of, lists, groups)
+
+
+# -- the second pass -------------------------------------------------------------------------------------------------
+
+
+def check_perturbed_gradients(owner: str, params: Iterable[Tensor]) -> None:
+    """Raises ``RuntimeError`` if a closure has left no gradient at the perturbed parameters."""
+    if all(param.grad is None for param in params):
+        raise RuntimeError(
+            f"{owner}.step(closure): the closure left no gradient at the perturbed parameters; it has to call "
+            "backward() each time. Where a trainer passes a closure that computes nothing (Lightning's manual "
+            "optimization), call first_step() and second_step()"
+        )
+
+
+def step_from_theta(optimizer: Any, state: Perturbation) -> None:
+    """Takes the base step from theta with the present gradients; a plain base step if nothing is perturbed.
+
+    Args:
+        optimizer: A ``SAMIRE``, which imports this module.
+        state: Its perturbation.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    found_inf = state.found_inf(optimizer, getattr(optimizer, "found_inf", None))
+    start = dict(state.moved)
+    stepping = {param for param in params if param.grad is not None}
+    if state.is_active:  # a gradient in the second pass alone: a step from where the parameter is
+        start |= {param: local_part(param).clone() for param in stepping if param not in start}
+    # parameters that take no step, without a gradient or no longer in a group, return to theta
+    back = [functools.partial(local_part(p).copy_, theta) for p, theta in start.items() if p not in stepping]
+    try:
+        take_step(optimizer, start, found_inf, first=[state.begin_step, *back], last=[state.forget])
+    except BaseException:
+        if state.is_stepping:
+            state.restore()
+        raise

@@ -1,15 +1,14 @@
-"""State dicts of optimizers whose state has dtypes of its own.
+"""Loads state dicts into optimizers whose state has dtypes of its own.
 
 ``torch.optim.Optimizer.load_state_dict`` casts every state tensor but ``step`` to the parameter's dtype, which would
 ruin packed masks and the float32 moments of half-precision parameters. :func:`read` takes those tensors out of the
-state dict, checks and converts all of them before torch changes anything, and :func:`saved` turns masks into bool
-tensors in the parameter's shape, which people can read and other tools can reshard.
+state dict, and checks and converts all of them before torch changes anything.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,66 +17,19 @@ from torch import Tensor
 
 from torch_ire.dtensors import is_dtensor
 from torch_ire.layouts import is_dense
-from torch_ire.masks.estimates import ensure_average
-from torch_ire.packed_mask import follow_layout, num_bytes, pack, unpack
+from torch_ire.packed_mask import follow_layout, num_bytes, pack
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import local_part, part_of_full, same_placement, wrapped_like
-from torch_ire.steps.projected import without_projectors
-from torch_ire.steps.schedule import COUNTERS, plain_counters
+from torch_ire.steps.projected import with_curvatures
+from torch_ire.steps.schedule import COUNTERS
 from torch_ire.steps.tensor_lists import new_state
-from torch_ire.steps.update_rules import state_dtype
+from torch_ire.steps.update_rules import ROUNDING_STATE_KEYS, state_dtype
 
 _SCALARS = ("step", "hessian_diag_updates")
-
-
-# -- saving ----------------------------------------------------------------------------------------------------------
-
-
-def saved(
-    state_dict: dict[str, Any],
-    params: Sequence[Tensor],
-    groups: Iterable[Mapping[str, Any]],
-    labels: LabelGenerator,
-) -> dict[str, Any]:
-    """The state dict as a checkpoint holds it: readable masks, plain counters, the position of the labels.
-
-    A ``DTensor`` parameter has a ``DTensor`` mask. A parameter with state but without a mask or an average so far gets
-    an empty one, so that a state dict has the same keys at every step: checkpoint tools load only the keys of a fresh
-    optimizer. ``capturable`` says how a process runs the step, so it is saved as ``False``.
-
-    Args:
-        state_dict: As ``torch.optim.Optimizer.state_dict`` returns it; its dicts are not changed.
-        params: The parameters in the order of the groups.
-        groups: The groups.
-        labels: The generator whose position is saved. The rank is mixed in at the draw, so one position serves all
-            ranks.
-    """
-    group_of = [group for group in groups for _ in group["params"]]
-    state = {
-        key: _readable(entry, params[key], group_of[key]) if isinstance(key, int) and key < len(params) else entry
-        for key, entry in state_dict["state"].items()
-    }
-    position = {f"ire_label_{key}": value for key, value in labels.state_dict().items()} if labels.used else {}
-    saved_groups = []
-    for group in state_dict["param_groups"]:
-        plain = {"capturable": False} if "capturable" in group else {}
-        saved_groups.append({**group, **plain_counters(group), **position, **plain})
-    return without_projectors({**state_dict, "state": state, "param_groups": saved_groups})
-
-
-def _readable(entry: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    packed = entry.get("flat_mask")
-    if packed is None and not isinstance(group["curvature"], str):
-        return dict(entry)  # a projector needs neither
-    part = local_part(param)
-    flags = torch.zeros_like(part, dtype=torch.bool) if packed is None else unpack(follow_layout(packed, part), part)
-    readable = {**entry, "flat_mask": wrapped_like(flags, param)}
-    if group["curvature_beta"] > 0:
-        ensure_average(param, readable)
-    return readable
-
-
-# -- loading ---------------------------------------------------------------------------------------------------------
+# State tensors with a dtype of their own, whatever the parameter's.
+DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates", *ROUNDING_STATE_KEYS)
+# Group keys that a checkpoint does not change: how this process runs the step, and what the class does.
+_PROCESS_OPTIONS = ("capturable", "decoupled_weight_decay")
 
 
 @dataclass(frozen=True)
@@ -278,3 +230,47 @@ def take_label_position(groups: Iterable[Any], labels: LabelGenerator) -> None:
         group.update({"ire_label_seed": 0, "ire_label_offset": 0})
         if offset > 0:
             labels.load_state_dict({"seed": seed, "offset": offset})
+
+
+def load(optimizer: Any, state_dict: Mapping[str, Any], load_by_torch: Callable[[dict[str, Any]], None]) -> None:
+    """Loads a state dict into an optimizer of this library; see :meth:`AdmIRE.load_state_dict`.
+
+    Args:
+        optimizer: An ``IREOptimizer``, which imports this module.
+        state_dict: The state dict.
+        load_by_torch: ``torch.optim.Optimizer.load_state_dict`` of the optimizer, which runs the hooks of users.
+    """
+    curvatures = [group["curvature"] for group in optimizer.param_groups]
+    found: list[Loaded] = []
+
+    def take_out(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        if len(loaded["param_groups"]) != len(optimizer.param_groups):
+            return loaded  # torch raises before it changes anything
+        groups = completed_groups(loaded, optimizer.param_groups, _PROCESS_OPTIONS)
+        whole = with_curvatures(groups, curvatures)
+        for group in whole:
+            optimizer._check_group(group)
+        rules = [optimizer._rule(group) for group in whole]
+        keys = (*DECLARED, *(key for rule in rules for key in rule.moment_keys))
+        required = {i: ("step", *rule.moment_keys) for i, rule in enumerate(rules) if len(rule.moment_keys) > 1}
+        ours = {**loaded, "param_groups": groups}
+        found.append(read(ours, optimizer.param_groups, keys, type(optimizer).__name__, required))
+        return found[0].for_torch
+
+    def put_back(_: torch.optim.Optimizer) -> None:
+        for param, tensors in found[0].tensors.items():
+            optimizer.state[param].update(tensors)
+        # after torch has copied the groups: a projector stays the same object
+        for group, curvature in zip(optimizer.param_groups, curvatures, strict=True):
+            if group["curvature"] == "projector":
+                group["curvature"] = curvature
+
+    before = optimizer.register_load_state_dict_pre_hook(take_out)
+    after = optimizer.register_load_state_dict_post_hook(put_back, prepend=True)
+    try:
+        load_by_torch(dict(state_dict))
+    finally:
+        before.remove()
+        after.remove()
+    take_label_position(optimizer.param_groups, optimizer.label_generator)
+    optimizer._masks.thresholds.clear()

@@ -12,6 +12,7 @@ from torch_ire.masks.estimates import ensure_average
 from torch_ire.packed_mask import empty_mask
 from torch_ire.sharding import add_over_ranks, are_plain, local_part, shard_group_of
 from torch_ire.steps.compiled_step import capturing
+from torch_ire.steps.tensor_lists import TensorLists
 
 
 def is_state_init_step(
@@ -42,8 +43,15 @@ def is_state_init_step(
     return not bool(add_over_ranks([(None, nothing), *here], shard_groups, floating=False))
 
 
-def ensure_saved_state(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
-    """Creates all state that the group ever saves, for checkpoint tools that take it from a no-op step."""
+def ensure_saved_state(lists: Sequence[TensorLists], state: Mapping[Tensor, dict[str, Any]]) -> None:
+    """Creates all state that a group ever saves, for checkpoint tools that take it from a no-op step."""
+    for some in lists:
+        for param in some.params_of_group:
+            ensure_saved_entry(some.group, param, state[param])
+
+
+def ensure_saved_entry(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+    """The same for one parameter."""
     if isinstance(group["curvature"], str):
         state.setdefault("flat_mask", empty_mask(local_part(param)))
         if group["curvature_beta"] > 0:
