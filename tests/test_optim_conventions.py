@@ -336,7 +336,7 @@ BAD_ARGUMENTS = [
     ({"mask_interval": 2.5}, "Invalid mask_interval value: 2.5"),
     ({"seed": 0.5}, "Invalid seed value: 0.5"),
     ({"curvature_beta": 1.0}, "Invalid curvature_beta value: 1.0"),
-    ({"curvature": "random", "curvature_beta": 0.5}, "curvature_beta averages gradients drawn at a refresh"),
+    ({"curvature": "random", "curvature_beta": 0.5}, "curvature_beta averages the estimates of refreshes"),
     ({"curvature": "hessian"}, "Invalid curvature value: 'hessian'"),
     ({"ranking": "layer"}, "Invalid ranking value: 'layer'"),
     ({"rounding": "up"}, "Invalid rounding value: 'up'"),

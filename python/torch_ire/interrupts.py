@@ -1,4 +1,4 @@
-"""Signals between two operator calls, deferred until the last one has run."""
+"""Defers signals during writes that belong together."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, nam
 class DeferredInterrupts:
     """Context that runs Python signal handlers at its end instead of between two statements inside it.
 
-    Some writes belong together: the operator calls of one step, and the count of the step. Python runs handlers in the
+    Some writes belong together, such as the operator calls of a step and its step count. Python runs handlers in the
     main thread only; in other threads the context does nothing.
 
-    Cost: four microseconds.
+    Cost: a few microseconds.
     """
 
     def __enter__(self) -> DeferredInterrupts:
@@ -34,7 +34,7 @@ class DeferredInterrupts:
             try:
                 for number in self._handlers:
                     signal.signal(number, self._note)
-            except BaseException:  # of a signal that came before its handler was replaced
+            except BaseException:  # raised by a signal before its handler was replaced
                 self._restore()
                 raise
         return self
@@ -51,11 +51,11 @@ class DeferredInterrupts:
             stack.callback(self._restore)
 
     def _restore(self) -> None:
-        with contextlib.ExitStack() as stack:  # all of them, also if a signal raises meanwhile
+        with contextlib.ExitStack() as stack:  # restores all handlers, even if a signal raises in between
             for number, handler in self._handlers.items():
                 stack.callback(signal.signal, number, handler)
 
 
 def run_all(calls: Iterable[Callable[[], Any]]) -> None:
-    """Makes calls one after another without a statement between two of them, where an exception could be raised."""
+    """Calls functions in order, with no Python statement in between at which a signal handler could run."""
     collections.deque(map(operator.methodcaller("__call__"), calls), maxlen=0)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory without gaps or overlaps, in any order of the dimensions."""
+    """Whether the elements fill a range of memory without gaps or overlaps, in any order of the dimensions."""
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -20,12 +20,12 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor itself if it has the strides of ``like``, else a copy with these strides."""
+    """The tensor itself if it has the strides of ``like``, otherwise a copy with those strides."""
     return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def to_device(device: torch.device, tensor: Tensor) -> Tensor:
-    """The tensor on a device; the host waits only for a copy that it reads itself."""
+    """The tensor on a device; the host waits only for copies to the CPU."""
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 

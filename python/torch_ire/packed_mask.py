@@ -1,4 +1,4 @@
-"""The flat mask as packed bits: one per coordinate in memory, a bool tensor of the parameter's shape in checkpoints.
+"""The flat mask: one bit per coordinate in memory, a bool tensor of the parameter's shape in checkpoints.
 
 Coordinate ``i`` of a dense tensor, in memory order, is bit ``i % 8`` of byte ``i // 8``. Unused bits of the last byte
 are 0.
@@ -16,7 +16,7 @@ def memory_order(tensor: Tensor) -> Tensor:
 
 
 def num_bytes(numel: int) -> int:
-    """The number of bytes of the mask of ``numel`` coordinates."""
+    """Bytes of the mask for ``numel`` coordinates."""
     return (numel + 7) // 8
 
 
@@ -60,11 +60,11 @@ def unpack(flat_mask: Tensor, like: Tensor) -> Tensor:
 def follow_layout(flat_mask: Tensor, like: Tensor) -> Tensor:
     """Repacks a mask in place if the memory order of its parameter has changed since the mask was packed.
 
-    ``model.to(memory_format=torch.channels_last)`` changes it. The order is kept as an attribute of the mask.
+    ``model.to(memory_format=torch.channels_last)`` changes that order. The mask stores it as an attribute.
 
     Args:
         flat_mask: uint8 of shape (ceil(numel / 8),).
-        like: The parameter; a parameter with gaps in memory counts in the order of a dense copy.
+        like: The parameter. One with gaps in memory has the order of a dense copy.
 
     Returns:
         The mask.
@@ -78,7 +78,7 @@ def follow_layout(flat_mask: Tensor, like: Tensor) -> Tensor:
 
 
 def note_layout(flat_mask: Tensor, like: Tensor) -> Tensor:
-    """Records that a mask has been written in the present memory order of its parameter; returns the mask."""
+    """Records the present memory order of the parameter in its mask, which has just been written; returns the mask."""
     flat_mask.memory_strides = torch.empty_like(like, device="meta").stride()  # type: ignore[attr-defined]
     return flat_mask
 

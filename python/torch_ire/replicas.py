@@ -1,4 +1,4 @@
-"""Whether replicas are still equal: one fingerprint per tensor, compared over the ranks that hold it."""
+"""Compares replicas: one fingerprint per tensor, over the ranks that hold the same part of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch_ire.dtensors import is_dtensor
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import local_part
 
-# Elements that are hashed at once: 8 MiB of integers.
+# Elements hashed at once: 8 MiB of integers.
 _CHUNK = 1 << 20
 _SAME_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NUMBERS = ("ire_step", "ire_mask_step", "lr", "kappa", "gamma")
@@ -27,7 +27,7 @@ def check_replicas(
     labels: LabelGenerator,
     process_group: torch.distributed.ProcessGroup | None,
 ) -> None:
-    """See :meth:`AdmIRE.check_replicas`; ``keys`` are those of the state tensors that are compared."""
+    """See :meth:`AdmIRE.check_replicas`; ``keys`` name the state tensors to compare."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     with torch.no_grad():
@@ -41,7 +41,7 @@ def check_replicas(
             prints.append(number)
         differs = _differs(torch.stack(prints), owners, process_group)
         first = differs.nonzero().min() if differs.any() else torch.tensor(len(names), device=device)
-        # ranks compare the shards that they share; then all of them learn the result
+        # ranks compare the shards that they share; then all ranks get the result
         torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MIN, group=process_group)
     if int(first) < len(names):
         raise RuntimeError(f"{owner}.check_replicas(): the replicas differ, first in {names[int(first)]}")
@@ -54,7 +54,7 @@ def _fingerprints(
     labels: LabelGenerator,
     device: torch.device,
 ) -> Iterable[tuple[str, Tensor | None, Tensor]]:
-    """Name, parameter to which it belongs, and fingerprint; the same names in the same order on every rank."""
+    """Name, parameter and fingerprint per tensor; the same names in the same order on every rank."""
 
     def of_number(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device=device).view(torch.int64)
@@ -68,7 +68,7 @@ def _fingerprints(
             yield f"{name}: parameter", param, fingerprint(local_part(param)).to(device)
             for key in keys:
                 tensor = state.get(param, {}).get(key)
-                # a missing tensor counts as a value of its own
+                # a missing tensor has a value of its own
                 number = of_number(-1.0) if tensor is None else fingerprint(local_part(tensor)).to(device)
                 yield f"{name}: {key}", param, number
     position = labels.state_dict() if labels.used else {"seed": 0, "offset": 0}
@@ -78,9 +78,9 @@ def _fingerprints(
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """A sum of the bits of every element times an odd number that belongs to its place, modulo 2⁶⁴.
+    """The sum of the bits of every element times an odd number that depends on its position, modulo 2⁶⁴.
 
-    A change of one element always shows, and any other with all but certainty.
+    It always detects a change of one element, and almost certainly any other change.
 
     Returns:
         int64, shape (), on the device of the tensor.
@@ -98,8 +98,8 @@ def fingerprint(tensor: Tensor) -> Tensor:
 def _differs(
     prints: Tensor, owners: Sequence[Tensor | None], process_group: torch.distributed.ProcessGroup | None
 ) -> Tensor:
-    """Which of the fingerprints are not the same on all ranks that have the same shard."""
-    # the maximum of x, and that of its complement, which is the complement of the minimum
+    """Marks the fingerprints that differ between ranks with the same shard; bool."""
+    # the maximum of x, and the maximum of its complement, which is the complement of the minimum of x
     both = torch.stack([prints, ~prints])
     meshes = [_replicated_over(owner) for owner in owners]
     out = torch.zeros_like(prints, dtype=torch.bool)
@@ -118,7 +118,7 @@ def _differs(
 
 
 def _replicated_over(owner: Tensor | None) -> tuple[Any, tuple[int, ...]]:
-    """The mesh dimensions whose ranks have the same part of a parameter; no mesh: all ranks of the group."""
+    """The mesh, and its dimensions whose ranks have the same part of a parameter; no mesh: all ranks of the group."""
     if owner is None or not is_dtensor(owner):
         return None, ()
     shard_group: Any = owner

@@ -1,8 +1,8 @@
-"""Sharded parameters: the local part of a ``DTensor``, its position in the whole, and the ranks that hold the rest.
+"""Sharded parameters: local parts of a ``DTensor``, their global positions, and sums over ranks.
 
-The optimizers work on local parts: elementwise operators see the rank's own shard, and the few numbers that belong to
-all ranks (counts of a ranking, the norm of SAM) are summed over the mesh dimensions that shard a parameter. A plain
-tensor is its own local part, and is the same on every rank.
+The optimizers work on local parts. Elementwise operators see the rank's own shard. The few numbers that need all ranks
+(counts of a ranking, the norm of SAM) are summed over the mesh dimensions that shard a parameter. A plain tensor is its
+own local part, the same on every rank.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch_ire.dtensors import is_dtensor
 from torch_ire.packed_mask import memory_order
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
-# Random numbers come in blocks of coordinates, each with a seed of its own; a multiple of 8, the coordinates of a byte.
+# Coordinates per block of random numbers, each with its own seed; a multiple of 8, the coordinates of a mask byte.
 _BLOCK = 1 << 18
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor can be a ``DTensor``; faster than testing each."""
+    """Whether no tensor is a ``DTensor``; faster than a test of each."""
     return _PLAIN.issuperset(map(type, tensors))
 
 
@@ -34,14 +34,14 @@ def local_part(tensor: Tensor) -> Tensor:
     """The rank's own part of a tensor: a plain tensor itself, the shard of a ``DTensor``. Always the same object."""
     if type(tensor) in _PLAIN or not is_dtensor(tensor):
         return tensor
-    # to_local() makes a new view of a parameter at each call, and of a detached tensor not
+    # to_local() would return a new view of a parameter at each call
     whole: Any = tensor
     part: Tensor = whole._local_tensor
     return part if type(part) is Tensor else _arrived(part)
 
 
 def _arrived(part: Tensor) -> Tensor:
-    wait = getattr(part, "wait", None)  # of an AsyncCollectiveTensor: still on its way
+    wait = getattr(part, "wait", None)  # of an AsyncCollectiveTensor, whose collective may still run
     return wait() if callable(wait) else part
 
 
@@ -53,7 +53,7 @@ def local_part_like(tensor: Tensor, param: Tensor) -> Tensor:
     """
     if is_dtensor(tensor) != is_dtensor(param):
         kinds = [f"{type(t).__name__}" for t in (param, tensor)]
-        raise RuntimeError(f"expected a gradient of its parameter's kind, {kinds[0]}, got {kinds[1]}")
+        raise RuntimeError(f"expected a gradient of the type of its parameter, {kinds[0]}, got {kinds[1]}")
     if is_dtensor(param) and not same_placement(tensor, param):
         tensor = tensor.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
     return local_part(tensor)
@@ -63,7 +63,7 @@ def same_placement(tensor: Tensor, param: Any) -> bool:
     """Whether two ``DTensor`` s have the same mesh and placements."""
     ours: Any = tensor
     mesh, others = ours.device_mesh, param.device_mesh
-    # usually one object; comparing two takes longer
+    # usually one mesh object; comparing two takes longer
     return bool(ours.placements == param.placements and (mesh is others or mesh == others))
 
 
@@ -79,13 +79,13 @@ def wrapped_like(part: Tensor, like: Tensor) -> Tensor:
 
 
 def mark_local_writes(params: Sequence[Tensor]) -> None:
-    """Advances the version of ``DTensor`` s whose local parts an operator wrote; it advanced plain tensors itself."""
+    """Advances the versions of ``DTensor`` s after a write to their local parts; operators advance plain tensors."""
     if not are_plain(params) and not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version([param for param in params if is_dtensor(param)])
 
 
 def check_placements(owner: str, group: Mapping[str, Any]) -> None:
-    """Raises ``TypeError`` for a ``DTensor`` with partial placements, or one whose coordinates a projector would mix."""
+    """Raises ``TypeError`` for a ``DTensor`` with partial placements, and for any ``DTensor`` under a projector."""
     for index, param in enumerate(group["params"]):
         if not is_dtensor(param):
             continue
@@ -97,11 +97,11 @@ def check_placements(owner: str, group: Mapping[str, Any]) -> None:
         if not isinstance(group["curvature"], str):
             raise TypeError(
                 f"{owner}: params[{index}] is a DTensor; an exact projector mixes the coordinates of a parameter and "
-                "works on plain tensors, under DDP say; take curvature='fisher' for sharded parameters"
+                "needs plain tensors, as under DDP; use curvature='fisher' for sharded parameters"
             )
 
 
-# -- the ranks that hold the rest ------------------------------------------------------------------------------------------------
+# -- sums over ranks -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def add_over_ranks(
         parts: Numbers of one shape and dtype, each with the shard group of its parameters.
         shard_groups: All shard groups of the parameters, in the same order on every rank: each takes one collective,
             also on a rank without numbers for it.
-        floating: Whether the sum depends on its order.
+        floating: Whether to add in the order of the ranks, since floating-point sums depend on it.
     """
     zero = torch.zeros_like(parts[0][1])
     total = zero.clone()
@@ -164,7 +164,7 @@ def add_over_ranks(
     return total
 
 
-# -- positions of local coordinates ---------------------------------------------------------------------------------------------------
+# -- positions of local coordinates ----------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4096)
@@ -181,7 +181,7 @@ def _indices(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...]) -> 
         along = torch.tensor(list(found[dim]), dtype=torch.int64, device="cpu").view(
             [-1 if d == dim else 1 for d in range(len(shape))]
         )
-        # splitting the indices as a tensor covers the strided shards of two-dimensional parallelism too
+        # splitting a tensor of indices also handles the strided shards of two-dimensional parallelism
         shards, _ = placement._split_tensor(along, mesh.size(i), with_padding=False, contiguous=False)
         mine = shards[coordinate[i]].flatten().tolist()
         is_run = bool(mine) and mine[-1] - mine[0] + 1 == len(mine)
@@ -239,7 +239,7 @@ class _Region:
     indices: tuple[Sequence[int], ...]
 
     def number_below(self, position: int) -> int:
-        """How many coordinates lie here whose global position is smaller; local order follows the global one."""
+        """The number of local coordinates with a smaller global position; local order follows global order."""
         below = 0
         here = _inner([len(mine) for mine in self.indices])
         for mine, inner, stride in zip(self.indices, here, _inner(self.shape), strict=True):
@@ -265,7 +265,7 @@ class _Region:
 
 
 def draw(param: Tensor, random: Callable[[int, int], Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Draws random numbers that depend on the global coordinate alone, however a parameter is sharded.
+    """Draws random numbers that depend on the global coordinate alone, not on the sharding of the parameter.
 
     Args:
         param: Plain or ``DTensor``.
@@ -273,11 +273,11 @@ def draw(param: Tensor, random: Callable[[int, int], Tensor]) -> Iterator[tuple[
             ``begin`` on, the same at each call; ``begin`` is a multiple of 2¹⁸.
 
     Yields:
-        A range of the local coordinates, and their numbers. A plain parameter counts its coordinates in memory order, a
-        sharded one row-major, which is the same for contiguous tensors.
+        A range of local coordinates, and their numbers. Coordinates of a plain parameter are in memory order, those of
+        a sharded one in row-major order; both are the same for contiguous tensors.
 
-    Cost: the blocks that contain a local coordinate: the rank's share for shards of the first dimension, up to all
-    blocks for shards of another one.
+    Cost: draws every block that contains a local coordinate: the rank's share for shards of the first dimension, up to
+    all blocks for shards of another one.
     """
     total = param.numel()
     region = None if is_whole(param) else _Region(tuple(param.shape), local_indices(param))

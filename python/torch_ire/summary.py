@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_ire.packed_mask import count_flat, follow_layout, unpack
 from torch_ire.sharding import local_part, shard_group_of
 
-# The part of a base displacement that IRE amplifies, and the part that it leaves, both up to one common factor.
+# The parts of a base displacement that IRE amplifies and leaves alone, up to one common factor.
 Direction = tuple[Tensor, Tensor | float]
 
 
@@ -28,10 +28,10 @@ def summarize(
 
     Args:
         groups: The parameter groups.
-        kappas: The kappa that acts in each group.
+        kappas: The effective kappa of each group.
         state: State by parameter.
         thresholds: Thresholds of the last refresh by pool and gamma.
-        direction_of: Gives the base displacement of a local part from its group, parameter and local state.
+        direction_of: Returns the base displacement of a local part from its group, parameter and local state.
         over_mesh: Whether to sum over the ranks of sharded parameters.
     """
     names: list[str] = []
@@ -67,10 +67,10 @@ def _row(
     entry: Mapping[str, Any],
     direction_of: Callable[[Mapping[str, Any], Tensor, Mapping[str, Any]], Direction | None],
 ) -> tuple[float, ...]:
-    """The numbers of one parameter.
+    """Six numbers of one parameter.
 
-    Whether it has a mask; its flat coordinates, and all of them; the squared displacement with the part that IRE adds,
-    and that part alone; whether these two are unknown.
+    1 if it has a mask, its flat coordinates, all its coordinates, the squared displacement, the squared displacement
+    that IRE adds, and 1 if the last two are unknown.
     """
     mask = entry.get("flat_mask")
     if mask is None:
@@ -88,7 +88,10 @@ def _row(
 def _label(
     key: tuple[Hashable, float], keys: Iterable[tuple[Hashable, float]], groups: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The pool, and the first group with this gamma if the pool has several; gamma itself may follow a schedule."""
+    """The pool, and the first group with this gamma if the pool has several.
+
+    Gamma is not part of the name, because it may follow a schedule.
+    """
     pool, gamma = key
     name = ".".join(map(str, pool)) if isinstance(pool, tuple) else str(pool)
     if sum(other == pool for other, _ in keys) == 1:

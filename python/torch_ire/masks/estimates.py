@@ -52,7 +52,7 @@ def fold_gradients(
 
 
 def _average(state: dict[str, Any], param: Tensor) -> tuple[Tensor, int]:
-    """The average of a parameter, and the number of estimates in it with the coming one."""
+    """The average of a parameter, and the number of its estimates, including the coming one."""
     ensure_average(param, state)
     state["hessian_diag_updates"] += 1
     part = local_part(param)
@@ -86,7 +86,7 @@ def hutchinson_estimates(
         parameters: Position in the optimizer, group, parameter.
         state_of: The state of a parameter, where the average is kept if ``curvature_beta`` > 0.
         seed_key: Seed of the signs; the same key gives the same signs on every replica.
-        average: Over the replicas, in place.
+        average: Averages a tensor over the replicas, in place.
 
     Cost: one gradient with graph and one Hessian-vector product.
     """

@@ -1,7 +1,8 @@
 """One exact threshold over scores of several dtypes, on several devices, in several processes.
 
-Digits of the scores' keys are counted from the top down; counts add up wherever they were made, so every process ends
-with the same threshold after a few kilobytes a digit. Nothing is concatenated, converted or read back by the host.
+Each pass counts one digit of the scores' keys, from the top down. Counts are summed over dtypes, devices and processes,
+so every process finds the same threshold after one message of 16 KiB per digit. No scores are concatenated or
+converted, and the host reads nothing back.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def needs_float64(dtypes: Sequence[torch.dtype], score: str) -> bool:
-    """Whether a ranking over tensors of these dtypes needs keys of 64 bits: squares are float32 whatever the dtype."""
+    """Whether a ranking over tensors of these dtypes needs keys of 64 bits; squares are always float32."""
     return score != "square" and torch.float64 in dtypes
 
 
@@ -40,25 +41,25 @@ def exact_threshold(
     wide: bool | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    r"""The k-th smallest score of all tensors in all processes, k = round(gamma N), N the number of all coordinates.
+    r"""The k-th smallest score over all tensors of all processes; k = round(gamma N) for N coordinates.
 
     Args:
         functions: :mod:`torch_ire.ops` or :mod:`torch_ire.reference`.
         scores: The tensors of this process, float32, float64, bfloat16 or float16, dense, on any devices. May be empty.
         gamma: Share of the coordinates that are flat, in [0, 1].
-        score: What is ranked: "value" x, "abs" \|x\|, "square" x² rounded to float32.
-        reduce: Sums an int64 vector over all processes, in place or not, and returns it; the same number of calls in
-            every process. None: this process is the only one.
+        score: The function to rank: "value" x, "abs" \|x\|, "square" x² rounded to float32.
+        reduce: Sums an int64 vector over all processes, in place or not, and returns it. Every process calls it the
+            same number of times. ``None``: this process is the only one.
         shards: Further tensors, with sums over other sets of processes.
-        wide: Whether to rank in float64, to which all scores convert exactly; has to be the same in all processes.
-            None: where a tensor of this process needs it.
-        device: Where counts are summed. None: the device of the first tensor, or the CPU.
+        wide: Whether to rank in float64, to which all scores convert exactly; the same in all processes. ``None``: if a
+            tensor of this process needs it.
+        device: The device that sums counts. ``None``: the device of the first tensor, or the CPU.
 
     Returns:
-        A 0-dimensional tensor on ``device``, float64 where the ranking was ``wide``, else float32; -inf where k = 0,
-        NaN where so many scores are NaN.
+        A 0-dimensional tensor on ``device``, float64 for a ``wide`` ranking, else float32; -inf for k = 0, NaN if the
+        k-th smallest score is NaN.
 
-    Cost: 3 reads of the scores, 6 where ``wide``; as many messages of 16 KiB.
+    Cost: 3 reads of the scores, 6 if ``wide``; as many messages of 16 KiB.
     Determinism: the k-th smallest is unique.
     """
     lists: list[tuple[Sequence[Tensor], Reduce | None]] = [(scores, reduce), *shards]
@@ -83,7 +84,7 @@ def exact_threshold(
 
 
 def _counts(functions: ModuleType, scores: Sequence[Tensor], prefix: Tensor, digit: Mapping[str, Any]) -> Tensor:
-    """The digits of the scores, and, after them, the number of coordinates."""
+    """The counts of a digit of the scores, followed by the number of coordinates."""
     counts = torch.zeros(_DIGITS + 1, dtype=torch.int64, device=prefix.device)
     counts[_DIGITS] = sum(tensor.numel() for tensor in scores)
     prefixes = {device: to_device(device, prefix) for device in {tensor.device for tensor in scores}}
@@ -96,7 +97,7 @@ def _counts(functions: ModuleType, scores: Sequence[Tensor], prefix: Tensor, dig
 
 
 def _digit_of_rank(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """The digit in which cumulative counts reach a rank, from 1, and the rank among the keys with this digit."""
+    """The digit whose cumulative count reaches a rank (from 1), and the rank among the keys with this digit."""
     up_to = counts.cumsum(0)
     digit = (up_to < rank).sum()
     below = torch.where(up_to < rank, counts, 0).sum()
@@ -104,7 +105,7 @@ def _digit_of_rank(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _from_key(key: Tensor, dtype: torch.dtype) -> Tensor:
-    # the inverse of the keys of score_histogram; the largest is that of NaN, and its bits are a NaN's
+    # the inverse of the keys of score_histogram; the largest key belongs to NaN, and its bits are a NaN
     integer = torch.int64 if dtype == torch.float64 else torch.int32
     bits = torch.where(key < 0, torch.iinfo(integer).min - key, key)
     return bits.to(integer).view(dtype)

@@ -28,7 +28,7 @@ class Ranked:
     param: Tensor
     score: Tensor | None  # local, in the layout of the parameter; None: no estimate on this rank
     flat_mask: Tensor  # packed, to be written
-    due: bool  # whether the mask is written; otherwise the parameter only takes part in the ranking
+    due: bool  # whether to write the mask; otherwise the parameter only takes part in the ranking
 
     def pool(self) -> Hashable:
         """The ranking that the parameter belongs to."""
@@ -47,8 +47,8 @@ def refresh_masks(
         functions: :mod:`torch_ire.ops` or :mod:`torch_ire.reference`.
         ranked: All parameters of the rankings, also those without an estimate: another rank may have one.
         score: The function of a score tensor that is ranked: "abs" or "square".
-        thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated. Entries of a gamma that no
-            parameter of its pool has any more are removed.
+        thresholds: The thresholds of the last refresh by pool and gamma, as hints; updated. Entries whose gamma no
+            parameter of the pool has are removed.
 
     Cost: one to two reads of the scores if one device and dtype hold them and all their masks are due. Otherwise as
         many for the exact threshold (3 for a ranking over several dtypes, devices or ranks, 6 with float64 scores among
@@ -61,7 +61,7 @@ def refresh_masks(
         gammas = {item.group["gamma"] for item in members}
         for stale in [key for key in thresholds if key[0] == pool and key[1] not in gammas]:
             del thresholds[stale]
-        # in the same order on every rank, with or without estimates: each shard group takes collectives
+        # in the same order on every rank, with or without estimates: each shard group runs collectives
         shard_groups = [
             shard_group
             for shard_group in dict.fromkeys(shard_group_of(item.param) for item in members)
@@ -135,14 +135,14 @@ def _threshold_over_ranks(
         gamma,
         score=score,
         shards=[(scores_of(shard_group), shard_group.add_up) for shard_group in shard_groups],
-        # from the dtypes, which every rank knows, also one without an estimate
+        # from the dtypes of parameters: a rank without an estimate knows them too
         wide=needs_float64([item.param.dtype for item in members], score),
         device=local_part(members[0].param).device,
     )
 
 
 def draw_random_mask(flat_mask: Tensor, param: Tensor, gamma: float, key: int) -> None:
-    """Fills a mask with independent bits of probability gamma: the control for every claim about IRE.
+    """Fills a mask with independent random bits of probability gamma: the control for any claim about IRE.
 
     Args:
         flat_mask: Packed mask of the parameter's local part, written in place.

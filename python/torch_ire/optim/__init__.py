@@ -1,4 +1,4 @@
-"""The optimizers: AdmIRE, SGDIRE, SAMIRE, IRE around any other, and steps inside the backward pass."""
+"""The optimizers: AdmIRE, SGDIRE, SAMIRE, IRE around any other optimizer, and steps inside the backward pass."""
 
 from torch_ire.optim.adm_ire import AdmIRE
 from torch_ire.optim.in_backward import StepInBackward

@@ -24,43 +24,44 @@ class AdmIRE(IREOptimizer):
     the diagonal curvature that is refreshed every ``mask_interval`` steps. ``kappa=0`` is AdamW.
 
     Args:
-        params: Parameters, named parameters, or groups; every argument may differ by group.
+        params: Parameters, named parameters, or groups. Every argument can be set per group.
         lr: Learning rate, float or one-element tensor.
         betas: Decay rates of the moments, each in [0, 1).
         eps: Added to the root of the second moment, at least 0.
         weight_decay: Decoupled weight decay, at least 0.
         kappa: Enhancement of the flat coordinates, at least 0. A one-element tensor is read on the device.
-        gamma: Share of the coordinates that is flat, in [0, 1].
-        warmup_steps: T_w, the step of the first mask; before it nothing is amplified.
+        gamma: Share of coordinates that is flat, in [0, 1].
+        warmup_steps: T_w, the step of the first mask. No step before it is amplified.
         mask_interval: K, steps between refreshes.
-        curvature: "fisher": ``.grad`` of :func:`torch_ire.sampled_cross_entropy` at a call of :meth:`update_mask`.
-            "second_moment": Adam's own second moment; nothing to call. "hutchinson": ``update_mask(loss)``. "random": a
-            random mask of the same share, the control of a claim. An object such as
-            :class:`torch_ire.curvature.FlatProjector` amplifies along its exact projector; ``gamma`` is unused then.
-        curvature_beta: Averaging of the estimates over refreshes, in [0, 1), bias corrected; 0 keeps nothing but the
-            bits.
-        kappa_follows_lr: kappa_eff = kappa lr / (largest lr seen).
+        curvature: "fisher" reads ``.grad`` of :func:`torch_ire.sampled_cross_entropy` in :meth:`update_mask`.
+            "second_moment" reuses Adam's ``exp_avg_sq``: no extra pass, no change to the loop. "hutchinson" needs
+            ``update_mask(loss)``. "random" draws a random mask of the same share: the control of any claim. An object
+            such as :class:`torch_ire.curvature.FlatProjector` amplifies along its exact projector and ignores
+            ``gamma``.
+        curvature_beta: Decay of the average of the estimates over refreshes, in [0, 1), bias corrected. 0 keeps no
+            average, only the mask.
+        kappa_follows_lr: The effective kappa is kappa lr / (largest lr so far).
         amplify_weight_decay: ``False`` leaves the weight decay at its base rate.
-        ranking: One ranking over all parameters ("global"), over the group, or within each parameter.
-        rounding: What becomes of the bits that a bfloat16 or float16 parameter cannot hold: "nearest" drops them, which
+        ranking: One ranking over all parameters ("global"), per "group", or per "parameter".
+        rounding: Treatment of the bits that a bfloat16 or float16 parameter cannot hold. "nearest" drops them, which
             loses small steps; "stochastic" (bfloat16) keeps them on average; "kahan" keeps them in a second tensor of
-            the parameter's dtype, "master" in a float32 copy. float32 and float64 parameters need none of it.
-        seed: Of random masks, random signs and stochastic rounding; the same on every replica.
-        skip_nonfinite: A step with an infinite or NaN gradient in any group that asks for it changes nothing at all, in
-            any group; :attr:`last_step_skipped` says so. It costs one more read of the gradients, and of sharded
-            parameters one number on the wire.
+            the parameter's dtype, "master" in a float32 copy. It does not affect float32 and float64 parameters.
+        seed: Seed of random masks, random signs and stochastic rounding. Use the same on every replica.
+        skip_nonfinite: An infinite or NaN gradient in a group with this argument makes the step change nothing, in any
+            group; :attr:`last_step_skipped` reports it. Costs one more read of the gradients, and for sharded
+            parameters one message of one number per shard group.
         maximize: Ascend instead of descend.
-        capturable: The step may be captured in a CUDA graph after one step outside it, and compiled by
-            ``torch.compile(fullgraph=True)``, with lr and kappa as tensors on the device if they are to change. The
-            schedule is counted on the device. A step refreshes no mask then: :meth:`mask_due` and
-            :meth:`update_mask`, outside the graph, serve "second_moment" and "random" as well.
-        implementation: "native", "reference", or ``None`` for native where it runs.
+        capturable: Allows capture of the step in a CUDA graph, after one step outside it, and
+            ``torch.compile(fullgraph=True)``. Pass lr and kappa as tensors on the device if they change. The device
+            counts the schedule, and the step refreshes no mask: call :meth:`mask_due` and :meth:`update_mask` outside
+            the graph, for "second_moment" and "random" too.
+        implementation: "native", "reference" (plain torch), or ``None``: native on devices that have it.
 
     Raises:
         ValueError: An argument is out of its range.
         TypeError: A parameter is complex.
 
-    Cost: 28 + 1/8 bytes of traffic and 8 + 1/8 bytes of state a float32 parameter.
+    Cost: 28 + 1/8 bytes of traffic and 8 + 1/8 bytes of state per float32 parameter.
 
     Example:
         >>> import torch, torch_ire
@@ -121,9 +122,8 @@ class AdmIRE(IREOptimizer):
             implementation=implementation,
         )
         own = {"rounding": rounding, "skip_nonfinite": skip_nonfinite, "maximize": maximize, "capturable": capturable}
-        own["decoupled_weight_decay"] = (
-            True  # so that torch.optim.Adam, which loads a checkpoint of ours, goes on alike
-        )
+        # torch.optim.Adam reads this key from a loaded checkpoint, and then continues as AdamW
+        own["decoupled_weight_decay"] = True
         super().__init__(params, {**base, **ire, **own})
 
     def _rule(self, group: Mapping[str, Any]) -> UpdateRule:

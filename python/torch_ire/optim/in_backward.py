@@ -46,11 +46,11 @@ class StepInBackward:
         ValueError: The optimizer has a projector, which mixes parameters, or ``skip_nonfinite``, which needs all
             gradients.
 
-    It does not support what needs all gradients before the step: clipping by the global norm, ``GradScaler``,
-    accumulation over micro-batches, ``DistributedDataParallel``. Activation checkpoints must be those with
-    ``use_reentrant=False``: each reentrant one is a backward pass of its own, and would count as a step.
+    It does not support methods that need all gradients before the step: clipping by the global norm, ``GradScaler``,
+    accumulation over micro-batches, ``DistributedDataParallel``. Activation checkpoints need ``use_reentrant=False``: a
+    reentrant one is a backward pass of its own and would count as a step.
 
-    Cost: that of the optimizer, with one call of its operator per parameter.
+    Cost: the step of the optimizer, with one operator call per parameter.
 
     Example:
         >>> import torch, torch_ire
@@ -74,9 +74,9 @@ class StepInBackward:
     def _attach(self) -> None:
         self._is_paused = False
         self._backward = -1  # the backward pass that has begun to step
-        # parameters that are frozen now have a hook too, for when they are no longer
+        # parameters that are frozen now have a hook too, in case they are unfrozen
         self._hooks = [_add_hook(param, self._step) for _, _, param in indexed_parameters(self.param_groups)]
-        # by number: loading a checkpoint replaces the groups
+        # group numbers, not groups: loading a checkpoint replaces the groups
         self._places = {
             param: (index, number)
             for index, (number, param) in enumerate(
@@ -140,7 +140,7 @@ class StepInBackward:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Context in which backward passes accumulate gradients as they do without this class: for a refresh."""
+        """Context in which backward passes accumulate gradients and take no step, for a refresh."""
         was_paused, self._is_paused = self._is_paused, True
         try:
             yield
@@ -164,7 +164,7 @@ class StepInBackward:
             process_group: The replicas whose "hutchinson" estimates are averaged.
 
         Raises:
-            RuntimeError: No parameter has a gradient: the pass was not :meth:`paused`.
+            RuntimeError: No parameter has a gradient, because the pass was not :meth:`paused`.
         """
         self.optimizer.update_mask(
             loss, num_predictions=num_predictions, grad_scale=grad_scale, process_group=process_group
@@ -175,14 +175,14 @@ class StepInBackward:
         return self.optimizer.ire_summary(over_mesh=over_mesh)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state dict of the optimizer, which loads into the ordinary one and back."""
+        """The state dict of the optimizer; it also loads into an ordinary one."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads the result of :meth:`state_dict`, or of the ordinary optimizer's.
+        """Loads a state dict of this class or of the ordinary optimizer.
 
         Raises:
-            ValueError: It belongs to another model. Nothing has been changed then.
+            ValueError: The state dict belongs to another model. Nothing has been changed then.
         """
         self.optimizer.load_state_dict(state_dict)
 
@@ -194,7 +194,7 @@ class StepInBackward:
 
 
 def _add_hook(param: Tensor, hook: Callable[[Tensor], None]) -> Any:
-    """Registers a hook that also serves a parameter that is frozen now; torch refuses those."""
+    """Registers a hook, also on a frozen parameter, which torch refuses."""
     was_trainable = param.requires_grad
     try:
         param.requires_grad_(True)
@@ -208,6 +208,6 @@ def _check(optimizer: Any) -> None:
         raise TypeError(f"StepInBackward is for AdmIRE and SGDIRE, got {type(optimizer).__name__}")
     for group in optimizer.param_groups:
         if not isinstance(group["curvature"], str):
-            raise ValueError("StepInBackward: an exact projector mixes parameters, which step one by one here")
+            raise ValueError("StepInBackward: an exact projector mixes parameters, which step one by one")
         if group["skip_nonfinite"]:
-            raise ValueError("StepInBackward: skip_nonfinite=True has to see all gradients before the step")
+            raise ValueError("StepInBackward: skip_nonfinite=True needs all gradients before the step")

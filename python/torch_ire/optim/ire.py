@@ -23,12 +23,12 @@ from torch_ire.summary import Direction, summarize
 
 
 class IRE:
-    r"""Implicit regularization enhancement for the optimizers that it is attached to.
+    r"""Attaches implicit regularization enhancement to any torch optimizer, or to several.
 
     .. math:: \theta_{t+1} = \theta_t + (1 + \kappa n_t) \odot \Delta_t
 
-    with :math:`\Delta_t` whatever displacement the optimizer's own ``step()`` makes. Training loops, schedulers and
-    scalers go on using the optimizer itself; the handle refreshes the mask::
+    :math:`\Delta_t` is the displacement of the optimizer's own ``step()``. Training loops, schedulers and scalers keep
+    using the optimizer itself; the handle refreshes the mask::
 
         opt = torch.optim.NAdam(model.parameters(), lr=2e-3)
         ire = torch_ire.IRE(opt, kappa=2.0, gamma=0.8)
@@ -40,33 +40,33 @@ class IRE:
             opt.step()
             opt.zero_grad()
 
-    The groups keep the arguments as ``ire_kappa``, ``ire_gamma`` and so on, which a group may set for itself, and the
-    optimizer's ``state`` keeps the masks, so that its ``state_dict`` carries both. The optimizers in one handle share
-    one ranking. Copies and pickles of an optimizer keep IRE; the optimizers of one handle are copied together. A
-    handle that goes out of scope leaves IRE attached; :func:`torch_ire.ire_of` returns a new one.
+    The groups hold the arguments as ``ire_kappa``, ``ire_gamma`` and so on, and a group may set its own. The
+    optimizer's ``state`` holds the masks; its ``state_dict`` has both. The optimizers of one handle share one ranking.
+    Copies and pickles of an optimizer keep IRE; the optimizers of one handle are copied together. A handle that goes
+    out of scope leaves IRE attached; :func:`torch_ire.ire_of` returns a new one.
 
     Args:
-        optimizers: One optimizer or several (Muon for matrices with AdamW for the rest, say).
+        optimizers: One optimizer or several, such as Muon for matrices and AdamW for the rest.
         kappa: Enhancement of the flat coordinates, at least 0.
-        gamma: Share of the coordinates that is flat, in [0, 1].
-        warmup_steps: T_w, the step of the first mask; before it nothing is amplified.
+        gamma: Share of coordinates that is flat, in [0, 1].
+        warmup_steps: T_w, the step of the first mask. No step before it is amplified.
         mask_interval: K, steps between refreshes.
         curvature: "fisher", "hutchinson", "random" or a projector, as in :class:`AdmIRE`.
-        curvature_beta: Averaging of the estimates over refreshes, in [0, 1), bias corrected; 0 keeps nothing but the
-            bits.
-        kappa_follows_lr: kappa_eff = kappa lr / (largest lr seen).
+        curvature_beta: Decay of the average of the estimates over refreshes, in [0, 1), bias corrected. 0 keeps no
+            average, only the mask.
+        kappa_follows_lr: The effective kappa is kappa lr / (largest lr so far).
         amplify_weight_decay: ``False`` leaves a decoupled weight decay at its base rate.
-        ranking: One ranking over all parameters ("global"), over the group, or within each parameter.
-        seed: Of random masks and signs; the same on every replica.
-        capturable: The step may be captured in a CUDA graph and compiled without recompilation, as far as the optimizer
-            allows, with the conditions of :class:`AdmIRE`. Implied by an argument of that name of the optimizer.
-        implementation: "native", "reference", or ``None`` for native where it runs.
+        ranking: One ranking over all parameters ("global"), per "group", or per "parameter".
+        seed: Seed of random masks and signs. Use the same on every replica.
+        capturable: Allows capture in a CUDA graph and compilation without recompilation, if the optimizer does, under
+            the conditions of :class:`AdmIRE`. An argument of that name of the optimizer implies it.
+        implementation: "native", "reference" (plain torch), or ``None``: native on devices that have it.
 
     Raises:
         ValueError: An argument is out of its range or does not fit the optimizer.
-        TypeError: Something is not an optimizer.
+        TypeError: An argument is not an optimizer, or has not called ``torch.optim.Optimizer.__init__``.
 
-    Cost: 20 + 1/8 bytes of traffic a float32 parameter on top of the optimizer's step, and a copy of the parameters;
+    Cost: 20 + 1/8 bytes of traffic per float32 parameter on top of the optimizer's step, and a copy of the parameters;
     the classes of this library need neither.
 
     Example:
@@ -152,10 +152,7 @@ class IRE:
         return f"IRE({', '.join(type(optimizer).__name__ for optimizer in self.optimizers)})"
 
     def detach(self) -> None:
-        """Undoes the attachment: the optimizers are what they were, without masks or arguments of IRE.
-
-        The handle is of no further use.
-        """
+        """Removes hooks, masks and arguments of IRE from the optimizers; the handle cannot be used again."""
         self._attachment.detach()
         self.optimizers = []
 
@@ -186,7 +183,7 @@ class IRE:
         Args:
             loss: For ``curvature="hutchinson"``: a scalar loss with its graph. For "fisher": nothing.
             num_predictions: B, the number of independent predictions in the batch.
-            grad_scale: The loss scale that the gradients carry, where ``curvature_beta`` > 0.
+            grad_scale: The loss scale of the gradients, for ``curvature_beta`` > 0.
             process_group: The replicas whose "hutchinson" estimates are averaged.
 
         Raises:

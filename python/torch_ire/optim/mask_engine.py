@@ -50,14 +50,14 @@ class Targets:
 
 
 class MaskEngine:
-    """Refreshes masks, and keeps what one refresh leaves for the next."""
+    """Refreshes masks, and keeps thresholds, label generator and failed projectors between refreshes."""
 
     def __init__(self) -> None:
         #: thresholds of the last refresh by pool and gamma: hints for the next one, and shown in summaries
         self.thresholds: dict[tuple[Hashable, float], Tensor] = {}
         #: draws the labels between ``mask_due()`` and ``update_mask()``; its position is part of the state dict
         self.label_generator = LabelGenerator()
-        #: ids of the projectors whose last refresh failed, which have warned
+        #: ids of the projectors whose last refresh failed: each has warned
         self.failed_projectors: set[int] = set()
 
     def due(self, targets: Targets) -> bool:
@@ -95,8 +95,8 @@ class MaskEngine:
         if kind == "hutchinson":
             self._update_hutchinson(targets, asking, loss, process_group)
         elif loss is not None:
-            reads = "reads .grad, it" if kind == "fisher" else ""
-            raise RuntimeError(f"{call}: curvature={kind!r} {reads} takes no loss")
+            reads = " reads .grad and" if kind == "fisher" else ""
+            raise RuntimeError(f"{call}: curvature={kind!r}{reads} takes no loss")
         elif kind == "fisher":
             self._update_fisher(targets, asking, num_predictions, grad_scale)
         elif kind == "random":
@@ -151,14 +151,14 @@ class MaskEngine:
             averages = estimates.fold_gradients(functions, gradients, targets.state_of, num_predictions, scale)
             self._rank(targets, "fisher", averages, "abs")
         else:
-            # only the bits are kept, and a common factor does not change a ranking
+            # only the mask is kept, and a common factor does not change a ranking
             self._rank(targets, "fisher", gradients, "square")
         for _, _, param in indexed_parameters(targets.groups):
             param.grad = None  # the gradients of the sampled loss
         self.label_generator.take_back()
 
     def before_step(self, targets: Targets, stepping: Callable[[Tensor], bool]) -> bool:
-        """Draws every random mask that is due: the control.
+        """Draws every random mask that is due.
 
         Args:
             targets: The groups.
@@ -178,7 +178,7 @@ class MaskEngine:
 
         Args:
             targets: The groups.
-            may_have_skipped: Whether all steps of a parameter with state may have been skipped.
+            may_have_skipped: Whether a parameter may have state although all its steps were skipped.
         """
         asking = (g for g in targets.groups if g["curvature"] == "second_moment" and not asks_for_refresh(g))
         if any(map(is_due, asking)):
@@ -234,7 +234,7 @@ def draws_itself(group: Mapping[str, Any]) -> bool:
 
 
 def draw(targets: Targets, members: Sequence[Member]) -> None:
-    """Draws the random masks of some parameters anew: the control.
+    """Draws new random masks for some parameters.
 
     Args:
         targets: All groups.
@@ -258,7 +258,7 @@ def _note_refreshes(groups: Sequence[Group]) -> None:
 
 
 def create_masks(targets: Targets, members: Sequence[tuple[Group, Tensor]]) -> None:
-    """Gives each parameter that lacks a mask an empty one; those of a group, device and dtype share one allocation."""
+    """Creates an empty mask for each parameter that lacks one; a group, device and dtype share one allocation."""
     missing: dict[Any, list[Tensor]] = {}
     for group, param in members:
         if "flat_mask" not in targets.known_state(param):
@@ -273,7 +273,7 @@ def create_masks(targets: Targets, members: Sequence[tuple[Group, Tensor]]) -> N
 
 
 def _anywhere(number: int, params: Sequence[Tensor]) -> bool:
-    """Whether any rank has an estimate: all ranks that share a parameter ask, and those without one wait."""
+    """Whether any rank has an estimate; a collective of all ranks that share a parameter."""
     shard_groups = list(dict.fromkeys(map(shard_group_of, params)))
     if shard_groups in ([], [None]):
         return number > 0

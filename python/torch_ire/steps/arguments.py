@@ -27,7 +27,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
 class Projector(Protocol):
     """The interface of an exact projector in ``curvature=``, such as :class:`torch_ire.curvature.FlatProjector`.
 
-    ``amplify_`` gets all parameters of the optimizer that moved, since a projector mixes coordinates.
+    ``amplify_`` gets all parameters that the step moved, because a projector mixes coordinates.
     """
 
     def refresh(self) -> Any:
@@ -63,7 +63,7 @@ def check_ire_arguments(group: Mapping[str, Any], *, tensors: bool = True) -> No
 
     Args:
         group: The group.
-        tensors: Whether to read tensors, for which the host may have to wait.
+        tensors: Whether to read tensors, which may synchronize with the device.
     """
     kappa = group["kappa"]
     if isinstance(kappa, Tensor) and kappa.numel() != 1:
@@ -81,7 +81,7 @@ def check_ire_arguments(group: Mapping[str, Any], *, tensors: bool = True) -> No
         raise ValueError(f"Invalid curvature_beta value: {group['curvature_beta']}")
     if group["curvature_beta"] > 0.0 and refreshes_itself(group):
         kind = group["curvature"]
-        raise ValueError(f"curvature_beta averages gradients drawn at a refresh; curvature={kind!r} draws none")
+        raise ValueError(f"curvature_beta averages the estimates of refreshes; curvature={kind!r} has none")
     for name, choices in _CHOICES.items():
         if name == "curvature" and all(callable(getattr(group[name], part, None)) for part in ("refresh", "amplify_")):
             continue  # an exact projector

@@ -1,7 +1,8 @@
 """Steps in graphs: the step that ``torch.compile`` traces, and the checks of a CUDA graph capture.
 
-Dynamo runs ``_init_group`` of an optimizer as plain Python while it traces, guards what it reads, and makes the lists
-that it fills inputs of the graph, each at a fixed address. State is therefore created at the trace, not in the graph.
+Dynamo runs ``_init_group`` of an optimizer as plain Python while it traces, guards all values that the method reads,
+and makes the lists that it fills inputs of the graph, each at a fixed address. So the trace creates state, not the
+graph.
 
 A step of an optimizer that is not capturable counts on the host, so every step looks new to a compiler; it stays
 outside the graph, as the fused steps of ``torch.optim`` do.
@@ -129,13 +130,13 @@ def fill_lists(
     """Fills the lists of a step and creates missing state; plain Python that runs while Dynamo traces.
 
     Args:
-        optimizer: Of the group.
+        optimizer: The optimizer of the group.
         group: An element of ``param_groups``.
         params: Gets the parameters with a gradient.
         grads: Gets the gradients.
         places: Gets the position of each in the optimizer, and whether its gradient has its strides.
         backups: Gets the memory of the backups, if the optimizer perturbs.
-        *state: Get the state by key, in the order of :func:`_keys_of`; the parameter if its dtype lacks the key.
+        *state: Get the state, one list per key of :func:`_keys_of`; the parameter itself if its dtype lacks the key.
     """
     first = 0
     for other in optimizer.param_groups:
@@ -160,7 +161,7 @@ def _lists_in_graph(optimizer: Any, group: dict[str, Any], restored: bool) -> It
     """The lists of a group, by device and dtype, under a compiler.
 
     Args:
-        optimizer: Of the group.
+        optimizer: The optimizer of the group.
         group: Must be ``param_groups[i]``, so that Dynamo can guard it.
         restored: Whether the step starts from the backups of a perturbation.
     """
@@ -195,7 +196,7 @@ def _lists_in_graph(optimizer: Any, group: dict[str, Any], restored: bool) -> It
 
 
 def step_in_graph(optimizer: Any, found_inf: Tensor | None, restored: bool) -> None:
-    """One step under a compiler; the same operators with the same arguments as the ordinary one."""
+    """One step under a compiler, with the same operators and arguments as the ordinary step."""
     for group in optimizer.param_groups:
         track_max_lr(group)
         for lists in _lists_in_graph(optimizer, group, restored):
@@ -214,7 +215,7 @@ def norm_over(calls: Sequence[tuple[ModuleType, list[Tensor], list[Tensor]]]) ->
 
 
 def is_traceable_perturbation(groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a compiler can trace the passes of SAM: along gradients, which all trainable parameters have."""
+    """Whether a compiler can trace the passes of SAM: all trainable parameters must have a gradient."""
     return is_traceable(groups) and all(
         group["perturbation"] == "gradient" and all((p.grad is not None) == p.requires_grad for p in group["params"])
         for group in groups

@@ -22,15 +22,15 @@ def projector_of(group: Mapping[str, Any]) -> Projector | None:
 
 
 def refresh_projectors(owner: str, groups: Iterable[Group], failed: set[int]) -> None:
-    """Refreshes every projector that is due once, if it knows an operator.
+    """Refreshes once every projector that is due and has an operator.
 
-    A refresh that fails does not end the run: it warns, the projector keeps its last basis, and the next due step tries
-    again.
+    A refresh that fails does not end the run: it warns once, the projector keeps its last basis, and the next due step
+    tries again.
 
     Args:
         owner: Name for messages.
         groups: The groups of the optimizer.
-        failed: ids of the projectors whose last refresh failed, which have warned; updated.
+        failed: ids of the projectors whose last refresh failed; each has warned. Updated.
     """
     refreshed: list[Projector] = []
     for group in groups:
@@ -45,7 +45,7 @@ def refresh_projectors(owner: str, groups: Iterable[Group], failed: set[int]) ->
             except Exception as error:
                 if id(projector) not in failed:
                     warnings.warn(
-                        f"{owner}: a projector could not be refreshed and keeps its last basis: {error}",
+                        f"{owner}: the refresh of a projector failed, so it keeps its last basis: {error}",
                         RuntimeWarning,
                         stacklevel=2,
                     )
@@ -67,7 +67,7 @@ def projected_parameters(groups: Iterable[Mapping[str, Any]], stepping: Callable
 def projections(
     owner: str, groups: Iterable[Group], params: Iterable[Tensor]
 ) -> list[tuple[Projector, dict[str, Any]]]:
-    """Every projector of a step with the arguments of its ``amplify_``, without the positions that the step changes.
+    """Every projector of a step with the arguments of its ``amplify_``, except the positions before the step.
 
     Args:
         owner: Name for messages.

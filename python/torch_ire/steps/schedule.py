@@ -3,7 +3,7 @@
 Three numbers of a group change from step to step: ``ire_step``, ``ire_mask_step`` and ``ire_max_lr``. They are plain
 numbers on the host. A capturable group, whose step is compiled or replayed from a CUDA graph, keeps ``ire_step`` in a
 tensor on its device, shared by all groups at the same step; ``ire_mask_step`` in a tensor in host memory, which only
-refreshes write; and ``ire_max_lr`` beside a tensor learning rate. State dicts hold plain numbers either way.
+refreshes write; and ``ire_max_lr`` on the device of a tensor learning rate. State dicts always hold plain numbers.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def advance(groups: Iterable[Group]) -> None:
 
 
 def refreshes_itself(group: Mapping[str, Any]) -> bool:
-    """Whether ``step()`` refreshes the group's mask or projector, so that nobody calls ``update_mask()``."""
+    """Whether ``step()`` refreshes the group's mask or projector without a call of ``update_mask()``."""
     return not isinstance(group["curvature"], str) or group["curvature"] in SELF_REFRESHING
 
 

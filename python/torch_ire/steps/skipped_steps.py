@@ -24,14 +24,14 @@ def nonfinite_flag(
     lists: Iterable[TensorLists],
     groups: Sequence[Mapping[str, Any]],
 ) -> Tensor | None:
-    """1 if a gradient of a group with ``skip_nonfinite`` is not finite on any rank, else 0; ``None`` without such groups.
+    """1 if any rank has a non-finite gradient in a group with ``skip_nonfinite``, else 0; ``None`` without such groups.
 
     Args:
         functions_of: The operators of a group.
-        lists: Those of a step.
+        lists: The tensor lists of a step.
         groups: All groups, in the same order on every rank.
 
-    Cost: one read of the gradients, and one number on the wire per shard group; replicas, whose gradients are equal,
+    Cost: one read of the gradients, and one message of one number per shard group. Replicas have equal gradients and
     send nothing.
     """
     asking = [group for group in groups if group["skip_nonfinite"]]

@@ -33,7 +33,7 @@ def create_state(groups: Sequence[Group], state: Mapping[Tensor, dict[str, Any]]
 
 @dataclass
 class _GroupPlan:
-    """The lists of a group, and what they were built from."""
+    """The lists of a group, and the tensors and keys that they were built from."""
 
     first: int  # position of the first parameter in the optimizer
     params: list[Tensor]
@@ -110,7 +110,7 @@ class _GroupPlan:
                 grads = [local_part_like(g, p) for g, p in zip(grads, params, strict=True)]
             if list(map(Tensor.stride, grads)) != strides:
                 return False
-        except RuntimeError:  # a sparse gradient has no strides; the full look says so
+        except RuntimeError:  # a sparse gradient has no strides; the full check raises the error
             return False
         lists.grads = grads
         return True
@@ -247,14 +247,14 @@ def _check_entry(owner: str, index: int, param: Tensor, entry: Mapping[str, Any]
         elif key == "flat_mask":
             expected = (torch.uint8, (num_bytes(part.numel()),), part.device)
         elif key == "compensation" and value.dtype != param.dtype:
-            continue  # of another half type: made anew
+            continue  # of another half type: replaced by a new one
         got = (local.dtype, tuple(local.shape), local.device)
         if got != expected:
             words = [", ".join(map(str, some)) for some in (expected, got)]
             raise RuntimeError(f"{where}: expected {words[0]}, got {words[1]}")
     missing = [key for key in rule.moment_keys if key not in entry]
     if 0 < len(missing) < len(rule.moment_keys):
-        raise RuntimeError(f"{owner}: state of params[{index}] has no {', '.join(missing)}, but the other moments")
+        raise RuntimeError(f"{owner}: state of params[{index}] has no {', '.join(missing)} beside the other moments")
 
 
 def _plan(

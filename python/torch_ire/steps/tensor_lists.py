@@ -24,7 +24,7 @@ from torch_ire.sharding import (
 from torch_ire.steps.schedule import Group, on_device
 from torch_ire.steps.update_rules import state_dtype
 
-# State that is no tensor in the parameter's shape, and plain beside a ``DTensor`` too.
+# State without the parameter's shape; a plain tensor for a ``DTensor`` parameter too.
 _PLAIN = ("step", "flat_mask")
 
 
@@ -78,7 +78,7 @@ class TensorLists:
     grads: list[Tensor] = field(default_factory=list)
     restore_from: list[Tensor] = field(default_factory=list)
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    # local state tensors by key, and the packed tensor that holds all of a key's, if every key has one
+    # local state tensors by key; and one packed tensor per key that holds them all, if every key has one
     columns: dict[str, list[Tensor]] = field(default_factory=dict)
     packed: dict[str, Tensor] = field(default_factory=dict)
 
@@ -148,7 +148,7 @@ class TensorLists:
     # -- building ----------------------------------------------------------------------------------------------------
 
     def collect_state(self, keys: Sequence[str]) -> None:
-        """Creates the state that is missing, and lists all of it."""
+        """Creates missing state, and fills the columns."""
         created: list[dict[str, Any]] = [{} for _ in self.entries]
         for key in keys:
             self._create(key, created)
@@ -169,13 +169,14 @@ class TensorLists:
                 self.packed = {key: tensor for key, tensor in packed.items() if tensor is not None}
 
     def _create(self, key: str, created: list[dict[str, Any]]) -> None:
-        """Makes a state tensor for the parameters that lack it; views of one packed tensor unless addresses must last.
+        """Creates a state tensor for each parameter that lacks it, as views of one packed tensor.
 
-        A captured graph holds the addresses of its state, and a compiler handles views of one tensor badly.
+        A capturable group gets one allocation each: a captured graph holds the addresses of its state, and a compiler
+        handles views of one tensor badly.
         """
         dtype = state_dtype(key, self.dtype)
         entries = enumerate(self.entries)
-        # a compensation of another half type is of no use
+        # a compensation of another half type cannot be used
         missing = [i for i, e in entries if key not in e or (key == "compensation" and e[key].dtype != dtype)]
         parts = [self.params[i] for i in missing]
         for i, tensor in zip(missing, new_state(key, parts, dtype, packed=not on_device(self.group)), strict=True):
@@ -200,8 +201,8 @@ def new_state(key: str, parts: Sequence[Tensor], dtype: torch.dtype, *, packed: 
     Args:
         key: "step", "flat_mask", or the key of a tensor in the parameter's shape.
         parts: Local parts of the parameters, dense.
-        dtype: Of the new tensors.
-        packed: Views of one packed tensor, see :mod:`torch_ire.packed_state`, instead of one allocation each.
+        dtype: The dtype of the new tensors.
+        packed: Whether they are views of one packed tensor, see :mod:`torch_ire.packed_state`, or one allocation each.
 
     Returns:
         One tensor per parameter, in its layout.
@@ -223,7 +224,7 @@ def new_state(key: str, parts: Sequence[Tensor], dtype: torch.dtype, *, packed: 
 
 
 def _packed_tensor(key: str, column: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor | None:
-    """The packed tensor whose segments a column's tensors are, if they are."""
+    """The packed tensor that has a column's tensors as its segments; ``None`` if there is none."""
     first = column[0]
     storage, itemsize = first.untyped_storage(), first.element_size()
     offset = first.storage_offset()

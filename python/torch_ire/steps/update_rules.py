@@ -1,4 +1,4 @@
-"""The base optimizers as data: arguments, state, and the one operator that makes the step."""
+"""The base optimizers as data: arguments, state, and the operator that takes the step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from torch_ire.summary import Direction
 if TYPE_CHECKING:
     from torch_ire.steps.tensor_lists import TensorLists
 
-# ``rounding`` -> the state tensor that it keeps per bfloat16 or float16 parameter. Full-precision parameters lose no
-# bits, so nothing is kept for them.
+# ``rounding`` -> its state tensor per bfloat16 or float16 parameter. Other parameters need none.
 _ROUNDING_STATE = {"kahan": "compensation", "master": "master_param"}
 ROUNDING_STATE_KEYS = tuple(_ROUNDING_STATE.values())
 
@@ -31,13 +30,13 @@ def functions_of(group: Mapping[str, Any]) -> ModuleType:
 
 
 def rounding_state_keys(group: Mapping[str, Any], dtype: torch.dtype) -> tuple[str, ...]:
-    """The state tensor that a group keeps beside parameters of a dtype, if any."""
+    """The key of the rounding state for parameters of a dtype, if the group has one."""
     key = _ROUNDING_STATE.get(group["rounding"])
     return (key,) if key is not None and dtype in (torch.bfloat16, torch.float16) else ()
 
 
 def state_dtype(key: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a state tensor beside parameters of ``dtype``; "flat_mask" is packed bits."""
+    """The dtype of a state tensor for parameters of ``dtype``; "flat_mask" is packed bits."""
     if key == "flat_mask":
         return torch.uint8
     if key in ("step", "master_param", "hessian_diag_updates"):
@@ -53,7 +52,7 @@ class UpdateRule:
     # arguments beyond lr, weight_decay and maximize
     defaults: Mapping[str, Any]
     check: Callable[[Mapping[str, Any]], None]
-    # state tensors in the parameter's shape and opmath dtype; `step`, `flat_mask` and the rounding state come on top
+    # state tensors in the parameter's shape and opmath dtype, in addition to `step`, `flat_mask` and the rounding state
     moment_keys: tuple[str, ...]
     # the state that a step of this group needs per parameter of a dtype
     state_keys: Callable[[Mapping[str, Any], torch.dtype], tuple[str, ...]]
@@ -68,7 +67,7 @@ def state_keys(rule: UpdateRule, group: Mapping[str, Any], dtype: torch.dtype) -
 
 
 def check_base_arguments(group: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` in the words of ``torch.optim`` for the arguments that all base optimizers share."""
+    """Raises ``ValueError``, worded as in ``torch.optim``, for the arguments that all base optimizers share."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
@@ -114,7 +113,7 @@ def _check_adamw(group: Mapping[str, Any]) -> None:
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
     if group.get("amsgrad"):
-        raise ValueError("amsgrad is not supported: its running maximum has no counterpart in IRE")
+        raise ValueError("amsgrad is not supported: IRE has no counterpart to its running maximum")
 
 
 def _step_adamw(functions: ModuleType, lists: TensorLists, scalars: Mapping[str, Any]) -> None:
