@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -132,3 +133,53 @@ def test_groups_of_one_projector_need_one_kappa():
 def test_something_else_is_no_curvature():
     with pytest.raises(ValueError, match="Invalid curvature value: 3"):
         torch_ire.SGDIRE([torch.nn.Parameter(torch.ones(2))], curvature=3)
+
+
+class Unsteady(Projector):
+    """Its refreshes fail from the second one on."""
+
+    def refresh(self):
+        super().refresh()
+        if self.refreshes > 1:
+            raise ValueError("the operator is asymmetric by 1e-7")
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_refresh_that_fails_warns_once_and_keeps_the_last_basis(attached):
+    model, twin = small_model(), small_model()
+    arguments = {"kappa": 2.0, "mask_interval": 2}
+    if attached:
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin)]
+        for optimizer, kind in zip(optimizers, (Unsteady, Projector), strict=True):
+            params = optimizer.param_groups[0]["params"]
+            torch_ire.IRE(optimizer, curvature=kind(params), **arguments)
+    else:
+        optimizers = [
+            torch_ire.SGDIRE(m.parameters(), lr=0.1, curvature=kind(m.parameters()), **arguments)
+            for m, kind in ((model, Unsteady), (twin, Projector))
+        ]
+    for network, optimizer in zip((model, twin), optimizers, strict=True):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(network, optimizer, range(7))
+        messages = [str(warning.message) for warning in caught]
+        assert len(messages) == (network is model), messages
+        assert all("keeps its last basis: the operator is asymmetric by 1e-7" in message for message in messages)
+    for p, q in zip(values(model), values(twin), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_an_amplification_that_fails_leaves_theta():
+    class Broken(Projector):
+        def amplify_(self, params, previous, kappa):
+            super().amplify_(params, previous, kappa)
+            raise RuntimeError("out of memory")
+
+    model = small_model()
+    optimizer = torch_ire.SGDIRE(model.parameters(), lr=0.1, curvature=Broken(model.parameters()))
+    before = values(model)
+    loss_of(model, 0).backward()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    for p, q in zip(values(model), before, strict=True):
+        assert torch.equal(p, q)

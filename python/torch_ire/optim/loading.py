@@ -22,8 +22,8 @@ from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import local_part, part_of_full, same_placement, wrapped_like
 from torch_ire.steps.projected import with_curvatures
 from torch_ire.steps.schedule import COUNTERS
+from torch_ire.steps.state_layout import ROUNDING_STATE_KEYS, state_dtype
 from torch_ire.steps.tensor_lists import new_state
-from torch_ire.steps.update_rules import ROUNDING_STATE_KEYS, state_dtype
 
 _SCALARS = ("step", "hessian_diag_updates")
 # State tensors with a dtype of their own, whatever the parameter's.

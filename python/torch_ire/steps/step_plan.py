@@ -14,8 +14,9 @@ from torch import Tensor
 from torch_ire.packed_mask import num_bytes
 from torch_ire.sharding import are_plain, local_part, local_part_like
 from torch_ire.steps.schedule import Group
+from torch_ire.steps.state_layout import state_dtype
 from torch_ire.steps.tensor_lists import TensorLists, dense_gradient
-from torch_ire.steps.update_rules import UpdateRule, state_dtype, state_keys
+from torch_ire.steps.update_rules import UpdateRule, state_keys
 
 RuleOf = Callable[[Mapping[str, Any]], UpdateRule]
 

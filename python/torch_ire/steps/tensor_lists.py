@@ -22,7 +22,7 @@ from torch_ire.sharding import (
     wrapped_like,
 )
 from torch_ire.steps.schedule import Group, on_device
-from torch_ire.steps.update_rules import state_dtype
+from torch_ire.steps.state_layout import state_dtype
 
 # State without the parameter's shape; a plain tensor for a ``DTensor`` parameter too.
 _PLAIN = ("step", "flat_mask")

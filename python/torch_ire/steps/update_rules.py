@@ -5,43 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_ire import ops, reference
-from torch_ire.layouts import opmath_dtype
 from torch_ire.sharding import local_part, local_part_like
 from torch_ire.steps.schedule import on_device
+from torch_ire.steps.state_layout import ROUNDING_STATE_KEYS, rounding_state_keys
+from torch_ire.steps.tensor_lists import TensorLists
 from torch_ire.summary import Direction
-
-if TYPE_CHECKING:
-    from torch_ire.steps.tensor_lists import TensorLists
-
-# ``rounding`` -> its state tensor per bfloat16 or float16 parameter. Other parameters need none.
-_ROUNDING_STATE = {"kahan": "compensation", "master": "master_param"}
-ROUNDING_STATE_KEYS = tuple(_ROUNDING_STATE.values())
 
 
 def functions_of(group: Mapping[str, Any]) -> ModuleType:
     """The operators of a group; :mod:`torch_ire.ops` falls back to the reference itself."""
     return reference if group.get("implementation") == "reference" else ops
-
-
-def rounding_state_keys(group: Mapping[str, Any], dtype: torch.dtype) -> tuple[str, ...]:
-    """The key of the rounding state for parameters of a dtype, if the group has one."""
-    key = _ROUNDING_STATE.get(group["rounding"])
-    return (key,) if key is not None and dtype in (torch.bfloat16, torch.float16) else ()
-
-
-def state_dtype(key: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a state tensor for parameters of ``dtype``; "flat_mask" is packed bits."""
-    if key == "flat_mask":
-        return torch.uint8
-    if key in ("step", "master_param", "hessian_diag_updates"):
-        return torch.float32
-    return dtype if key == "compensation" else opmath_dtype(dtype)
 
 
 @dataclass(frozen=True)
