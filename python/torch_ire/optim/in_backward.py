@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,9 @@ from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.mask_engine import Targets, draw, draws_itself
 from torch_ire.optim.sam_ire import SAMIRE
 from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.steps.arguments import check_ire_arguments
 from torch_ire.steps.operator_call import operator_call
-from torch_ire.steps.schedule import advance, is_due, note_refresh, step_number, track_max_lr
+from torch_ire.steps.schedule import Group, advance, is_due, note_refresh, step_number, track_max_lr
 from torch_ire.steps.step_plan import plan_group
 from torch_ire.steps.tensor_lists import indexed_parameters
 
@@ -46,6 +48,9 @@ class StepInBackward:
         ValueError: The optimizer has a projector, which mixes parameters, or ``skip_nonfinite``, which needs all
             gradients.
 
+    Keep a reference to it: backward passes step as long as it exists, and leave gradients again afterwards. An
+    exception inside a backward pass does not take back the steps before it, and the pass does not count as a step.
+
     It does not support what needs all gradients before the step: clipping by the global norm, ``GradScaler``,
     accumulation over micro-batches, ``DistributedDataParallel``. Activation checkpoints must be those with
     ``use_reentrant=False``: each reentrant one is a backward pass of its own, and would count as a step.
@@ -74,15 +79,29 @@ class StepInBackward:
     def _attach(self) -> None:
         self._is_paused = False
         self._backward = -1  # the backward pass that has begun to step
-        # parameters that are frozen now have a hook too, for when they are no longer
-        self._hooks = [_add_hook(param, self._step) for _, _, param in indexed_parameters(self.param_groups)]
-        # by number: loading a checkpoint replaces the groups
-        self._places = {
-            param: (index, number)
-            for index, (number, param) in enumerate(
-                (number, param) for number, group in enumerate(self.param_groups) for param in group["params"]
-            )
-        }
+        self._places = self._present_places()
+        self._hooks = {param: self._add_hook(param) for param in self._places}
+
+    def _add_hook(self, param: Tensor) -> Any:
+        """Registers the hook of a parameter, also of one that is frozen now, which torch refuses."""
+        # the garbage collector does not look into hooks: with a strong reference nothing would free the model
+        owner = weakref.ref(self)
+
+        def step(param: Tensor) -> None:
+            self = owner()
+            if self is not None:
+                self._step(param)
+
+        was_trainable = param.requires_grad
+        try:
+            param.requires_grad_(True)
+            return param.register_post_accumulate_grad_hook(step)  # type: ignore[no-untyped-call]
+        finally:
+            param.requires_grad_(was_trainable)
+
+    def _present_places(self) -> dict[Tensor, tuple[int, Group]]:
+        """The position and the group of each parameter."""
+        return {param: (index, group) for index, group, param in indexed_parameters(self.param_groups)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "is_attached": bool(self._hooks)}
@@ -97,12 +116,19 @@ class StepInBackward:
     def _step(self, param: Tensor) -> None:
         if self._is_paused:
             return
-        optimizer, (index, number) = self.optimizer, self._places[param]
-        group = optimizer.param_groups[number]
         backward = torch._C._current_graph_task_id()
         if self._backward != backward:
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
+            for group in self.param_groups:  # a schedule may have driven an argument out of its range
+                self.optimizer._rule(group).check(group)
+                check_ire_arguments(group, tensors=False)
+            self._places = self._present_places()
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
             self._backward = backward
+        if param in self._places:  # otherwise it has left its group
+            self._step_one(param)
+
+    def _step_one(self, param: Tensor) -> None:
+        optimizer, (index, group) = self.optimizer, self._places[param]
         if draws_itself(group) and is_due(group):
             draw(optimizer._targets(), [(index, group, param)])
         rule = optimizer._rule(group)
@@ -113,7 +139,13 @@ class StepInBackward:
 
     @torch.no_grad()
     def _finish(self) -> None:
-        """Counts the step at the end of a backward pass."""
+        """Steps the parameters that have joined a group since the last backward pass, and counts the step."""
+        for param in [param for param in self._hooks if param not in self._places]:
+            self._hooks.pop(param).remove()
+        for param in [param for param in self._places if param not in self._hooks]:
+            if param.grad is not None:
+                self._step_one(param)
+            self._hooks[param] = self._add_hook(param)
         for group in self.param_groups:
             track_max_lr(group)
             if draws_itself(group) and is_due(group):
@@ -188,19 +220,9 @@ class StepInBackward:
 
     def detach(self) -> None:
         """Removes the hooks: backward passes leave gradients again."""
-        for hook in self._hooks:
+        for hook in self._hooks.values():
             hook.remove()
-        self._hooks = []
-
-
-def _add_hook(param: Tensor, hook: Callable[[Tensor], None]) -> Any:
-    """Registers a hook that also serves a parameter that is frozen now; torch refuses those."""
-    was_trainable = param.requires_grad
-    try:
-        param.requires_grad_(True)
-        return param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-    finally:
-        param.requires_grad_(was_trainable)
+        self._hooks = {}
 
 
 def _check(optimizer: Any) -> None:
