@@ -85,7 +85,7 @@ def mark_local_writes(params: Sequence[Tensor]) -> None:
 
 
 def check_placements(owner: str, group: Mapping[str, Any]) -> None:
-    """Raises ``TypeError`` for a ``DTensor`` with partial placements, or one whose coordinates a projector would mix."""
+    """Raises ``TypeError`` for a ``DTensor`` with partial placements, or whose coordinates a projector would mix."""
     for index, param in enumerate(group["params"]):
         if not is_dtensor(param):
             continue
@@ -101,7 +101,7 @@ def check_placements(owner: str, group: Mapping[str, Any]) -> None:
             )
 
 
-# -- the ranks that hold the rest ------------------------------------------------------------------------------------------------
+# -- the ranks that hold the rest -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def add_over_ranks(
     return total
 
 
-# -- positions of local coordinates ---------------------------------------------------------------------------------------------------
+# -- positions of local coordinates -----------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4096)

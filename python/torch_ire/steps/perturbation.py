@@ -242,11 +242,11 @@ def groups_agree(groups: Iterable[Mapping[str, Any]], owner: str) -> bool:
     random = {group["perturbation"] == "random" for group in groups}
     if len(random) > 1:
         raise RuntimeError(f"{owner}.first_step(): the groups disagree on the perturbation")
-    return random.pop()
+    return True in random
 
 
 def nonfinite_directions(targets: Sequence[Target], groups: Sequence[Group]) -> Tensor | None:
-    """1 if a gradient of the first pass is not finite, for the groups with ``skip_nonfinite``; see ``nonfinite_flag``."""
+    """1 if a gradient of the first pass is not finite; see ``nonfinite_flag``."""
     dense = ((group, param, g if is_dense(g) else g.contiguous()) for group, param, g in targets)
     lists = [TensorLists(group, [param], grads=[grad]) for group, param, grad in dense]
     return nonfinite_flag(functions_of, lists, groups)

@@ -24,7 +24,9 @@ def nonfinite_flag(
     lists: Iterable[TensorLists],
     groups: Sequence[Mapping[str, Any]],
 ) -> Tensor | None:
-    """1 if a gradient of a group with ``skip_nonfinite`` is not finite on any rank, else 0; ``None`` without such groups.
+    """1 if a gradient of a group with ``skip_nonfinite`` is not finite on any rank, else 0.
+
+    ``None`` if no group asks.
 
     Args:
         functions_of: The operators of a group.
@@ -37,7 +39,7 @@ def nonfinite_flag(
     asking = [group for group in groups if group["skip_nonfinite"]]
     if not asking:
         return None
-    flags = []
+    flags: list[tuple[ShardGroup | None, Tensor]] = []
     for some in lists:
         if some.group["skip_nonfinite"] and are_plain(some.params_of_group):
             flags.append((None, functions_of(some.group).found_nonfinite(some.grads)))
