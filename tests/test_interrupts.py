@@ -17,15 +17,19 @@ def test_a_handler_that_raises_does_not_lose_the_next_signal() -> None:
         seen.append(number)
         raise KeyboardInterrupt
 
+    def both_within_a_block() -> None:
+        with DeferredInterrupts():
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR2)
+            assert seen == []
+
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     handlers = {signal.SIGUSR1: raises, signal.SIGUSR2: lambda number, frame: seen.append(number)}
     try:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        with pytest.raises(KeyboardInterrupt), DeferredInterrupts():  # noqa: PT012
-            signal.raise_signal(signal.SIGUSR1)
-            signal.raise_signal(signal.SIGUSR2)
-            assert seen == []
+        with pytest.raises(KeyboardInterrupt):
+            both_within_a_block()
         assert seen == [signal.SIGUSR1, signal.SIGUSR2]
         assert {number: signal.getsignal(number) for number in handlers} == handlers
     finally:

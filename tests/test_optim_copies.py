@@ -90,6 +90,25 @@ def test_a_copy_of_the_optimizer_alone_keeps_ire_or_says_that_it_does_not(cls, a
 
 
 @COPIES
+@CURVATURES
+@BASES
+def test_a_copy_saves_and_loads_before_its_first_step(cls, arguments, overrides, copied):
+    """A state dict of a copy is that of its original, and goes into a copy as into any optimizer with IRE."""
+    model, optimizer, handle = attached(cls, arguments, **overrides)
+    train(model, optimizer, handle, range(3))
+    saver, (twin, loader) = copied(optimizer), copied((model, optimizer))
+    saved = saver.state_dict()
+    for mine, other in zip(saved["state"].values(), optimizer.state_dict()["state"].values(), strict=True):
+        assert mine["flat_mask"].dtype == torch.bool
+        assert torch.equal(mine["flat_mask"], other["flat_mask"])
+    loader.load_state_dict(saved)
+    assert {entry["flat_mask"].dtype for entry in loader.state.values()} == {torch.uint8}
+    train(twin, loader, torch_ire.ire_of(loader), range(3, 8), seed=1)
+    train(model, optimizer, handle, range(3, 8), seed=1)
+    assert_equal(list(twin.parameters()), list(model.parameters()))
+
+
+@COPIES
 @BASES
 def test_a_copy_of_the_handle_alone_brings_its_optimizer(cls, arguments, copied):
     model, optimizer, handle = attached(cls, arguments)

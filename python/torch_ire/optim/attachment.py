@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from torch_ire.optim.amplification import Amplification
 from torch_ire.optim.foreign_groups import ForeignGroup, check_group, pack_loaded
@@ -31,7 +30,6 @@ STATE_KEYS = ("flat_mask", "hessian_diag", "hessian_diag_updates")
 _PROCESS_OPTIONS = ("ire_capturable",)
 # in the first group of a state dict: masks of parameters without optimizer state, by number
 _PENDING = "ire_pending"
-_copies_attach: list[Any] = []
 
 
 class Attachment:
@@ -59,8 +57,6 @@ class Attachment:
         self._hooks: weakref.WeakKeyDictionary[Optimizer, list[Any]] = weakref.WeakKeyDictionary()
         self.amplification = Amplification()
         self._loading: Loaded | None = None
-        if not _copies_attach:  # torch copies no hooks: copies attach at their first step
-            _copies_attach.append(register_optimizer_step_pre_hook(_attach_copy))
 
     def __getstate__(self) -> dict[str, Any]:
         labels = self.masks.label_generator
@@ -76,6 +72,11 @@ class Attachment:
             self.masks.label_generator.load_state_dict(labels)
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
         self._begin()
+        for optimizer in optimizers:
+            if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+                # torch restores the rest later, and keeps these hooks, which it does not copy
+                Optimizer.__setstate__(optimizer, {"defaults": {}})
+            self._register(optimizer)
 
     # -- optimizers --------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,9 @@ class Attachment:
         for group in optimizer.param_groups:
             for param in group["params"]:
                 pack_loaded(optimizer.state.get(param, {}), param)
+        self._register(optimizer)
+
+    def _register(self, optimizer: Optimizer) -> None:
         self._hooks[optimizer] = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -129,7 +133,7 @@ class Attachment:
         self._optimizers, self._pending, self.amplification = [], {}, Amplification()
 
     def complete(self, optimizer: Optimizer) -> None:
-        """Gives new groups their arguments and their place in the schedule, ."""
+        """Gives new groups their arguments and their place in the schedule."""
         for position, group in enumerate(optimizer.param_groups):
             group.pop(KEY, None)  # copied from the defaults
             if all(key in group for key in self._defaults):
@@ -245,16 +249,10 @@ class Attachment:
         self.masks.thresholds.clear()
 
 
-def _attach_copy(optimizer: Optimizer, *_: Any) -> None:
-    """Attaches IRE to a copied or unpickled optimizer, which torch leaves without hooks."""
-    attachment_of(optimizer)
-
-
 def attachment_of(optimizer: Any) -> Attachment | None:
-    """The attachment of an optimizer, or ``None``; a copy is attached first."""
+    """The attachment of an optimizer, or ``None``."""
     attachment = getattr(optimizer, "__dict__", {}).get("defaults", {}).get(KEY)
     # a wrapper may share the defaults of the optimizer inside it
     if not isinstance(attachment, Attachment) or not any(optimizer is other for other in attachment.optimizers()):
         return None
-    attachment.attach(optimizer)
     return attachment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,9 @@ from torch_ire.optim.ire_optimizer import IREOptimizer
 from torch_ire.optim.mask_engine import Targets, draw, draws_itself
 from torch_ire.optim.sam_ire import SAMIRE
 from torch_ire.sampled_loss import LabelGenerator
+from torch_ire.steps.arguments import check_ire_arguments
 from torch_ire.steps.operator_call import operator_call
-from torch_ire.steps.schedule import advance, is_due, note_refresh, step_number, track_max_lr
+from torch_ire.steps.schedule import Group, advance, is_due, note_refresh, step_number, track_max_lr
 from torch_ire.steps.step_plan import plan_group
 from torch_ire.steps.tensor_lists import indexed_parameters
 
@@ -46,11 +48,14 @@ class StepInBackward:
         ValueError: The optimizer has a projector, which mixes parameters, or ``skip_nonfinite``, which needs all
             gradients.
 
-    It does not support methods that need all gradients before the step: clipping by the global norm, ``GradScaler``,
-    accumulation over micro-batches, ``DistributedDataParallel``. Activation checkpoints need ``use_reentrant=False``: a
-    reentrant one is a backward pass of its own and would count as a step.
+    Keep a reference to it: backward passes step as long as it exists, and leave gradients again afterwards. An
+    exception inside a backward pass does not take back the steps before it, and the pass does not count as a step.
 
-    Cost: the step of the optimizer, with one operator call per parameter.
+    It does not support what needs all gradients before the step: clipping by the global norm, ``GradScaler``,
+    accumulation over micro-batches, ``DistributedDataParallel``. Activation checkpoints must be those with
+    ``use_reentrant=False``: each reentrant one is a backward pass of its own, and would count as a step.
+
+    Cost: that of the optimizer, with one call of its operator per parameter.
 
     Example:
         >>> import torch, torch_ire
@@ -74,15 +79,29 @@ class StepInBackward:
     def _attach(self) -> None:
         self._is_paused = False
         self._backward = -1  # the backward pass that has begun to step
-        # parameters that are frozen now have a hook too, in case they are unfrozen
-        self._hooks = [_add_hook(param, self._step) for _, _, param in indexed_parameters(self.param_groups)]
-        # group numbers, not groups: loading a checkpoint replaces the groups
-        self._places = {
-            param: (index, number)
-            for index, (number, param) in enumerate(
-                (number, param) for number, group in enumerate(self.param_groups) for param in group["params"]
-            )
-        }
+        self._places = self._present_places()
+        self._hooks = {param: self._add_hook(param) for param in self._places}
+
+    def _add_hook(self, param: Tensor) -> Any:
+        """Registers the hook of a parameter, also of one that is frozen now, which torch refuses."""
+        # the garbage collector does not look into hooks: with a strong reference nothing would free the model
+        owner = weakref.ref(self)
+
+        def step(param: Tensor) -> None:
+            self = owner()
+            if self is not None:
+                self._step(param)
+
+        was_trainable = param.requires_grad
+        try:
+            param.requires_grad_(True)
+            return param.register_post_accumulate_grad_hook(step)  # type: ignore[no-untyped-call]
+        finally:
+            param.requires_grad_(was_trainable)
+
+    def _present_places(self) -> dict[Tensor, tuple[int, Group]]:
+        """The position and the group of each parameter."""
+        return {param: (index, group) for index, group, param in indexed_parameters(self.param_groups)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "is_attached": bool(self._hooks)}
@@ -97,12 +116,19 @@ class StepInBackward:
     def _step(self, param: Tensor) -> None:
         if self._is_paused:
             return
-        optimizer, (index, number) = self.optimizer, self._places[param]
-        group = optimizer.param_groups[number]
         backward = torch._C._current_graph_task_id()
         if self._backward != backward:
+            for group in self.param_groups:  # a schedule may have driven an argument out of its range
+                self.optimizer._rule(group).check(group)
+                check_ire_arguments(group, tensors=False)
+            self._places = self._present_places()
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
             self._backward = backward
+        if param in self._places:  # otherwise it has left its group
+            self._step_one(param)
+
+    def _step_one(self, param: Tensor) -> None:
+        optimizer, (index, group) = self.optimizer, self._places[param]
         if draws_itself(group) and is_due(group):
             draw(optimizer._targets(), [(index, group, param)])
         rule = optimizer._rule(group)
@@ -113,7 +139,13 @@ class StepInBackward:
 
     @torch.no_grad()
     def _finish(self) -> None:
-        """Counts the step at the end of a backward pass."""
+        """Steps the parameters that have joined a group since the last backward pass, and counts the step."""
+        for param in [param for param in self._hooks if param not in self._places]:
+            self._hooks.pop(param).remove()
+        for param in [param for param in self._places if param not in self._hooks]:
+            if param.grad is not None:
+                self._step_one(param)
+            self._hooks[param] = self._add_hook(param)
         for group in self.param_groups:
             track_max_lr(group)
             if draws_itself(group) and is_due(group):
@@ -140,7 +172,7 @@ class StepInBackward:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Context in which backward passes accumulate gradients and take no step, for a refresh."""
+        """Context in which backward passes accumulate gradients as they do without this class: for a refresh."""
         was_paused, self._is_paused = self._is_paused, True
         try:
             yield
@@ -164,7 +196,7 @@ class StepInBackward:
             process_group: The replicas whose "hutchinson" estimates are averaged.
 
         Raises:
-            RuntimeError: No parameter has a gradient, because the pass was not :meth:`paused`.
+            RuntimeError: No parameter has a gradient: the pass was not :meth:`paused`.
         """
         self.optimizer.update_mask(
             loss, num_predictions=num_predictions, grad_scale=grad_scale, process_group=process_group
@@ -175,32 +207,22 @@ class StepInBackward:
         return self.optimizer.ire_summary(over_mesh=over_mesh)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state dict of the optimizer; it also loads into an ordinary one."""
+        """The state dict of the optimizer, which loads into the ordinary one and back."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads a state dict of this class or of the ordinary optimizer.
+        """Loads the result of :meth:`state_dict`, or of the ordinary optimizer's.
 
         Raises:
-            ValueError: The state dict belongs to another model. Nothing has been changed then.
+            ValueError: It belongs to another model. Nothing has been changed then.
         """
         self.optimizer.load_state_dict(state_dict)
 
     def detach(self) -> None:
         """Removes the hooks: backward passes leave gradients again."""
-        for hook in self._hooks:
+        for hook in self._hooks.values():
             hook.remove()
-        self._hooks = []
-
-
-def _add_hook(param: Tensor, hook: Callable[[Tensor], None]) -> Any:
-    """Registers a hook, also on a frozen parameter, which torch refuses."""
-    was_trainable = param.requires_grad
-    try:
-        param.requires_grad_(True)
-        return param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-    finally:
-        param.requires_grad_(was_trainable)
+        self._hooks = {}
 
 
 def _check(optimizer: Any) -> None:
@@ -208,6 +230,6 @@ def _check(optimizer: Any) -> None:
         raise TypeError(f"StepInBackward is for AdmIRE and SGDIRE, got {type(optimizer).__name__}")
     for group in optimizer.param_groups:
         if not isinstance(group["curvature"], str):
-            raise ValueError("StepInBackward: an exact projector mixes parameters, which step one by one")
+            raise ValueError("StepInBackward: an exact projector mixes parameters, which step one by one here")
         if group["skip_nonfinite"]:
-            raise ValueError("StepInBackward: skip_nonfinite=True needs all gradients before the step")
+            raise ValueError("StepInBackward: skip_nonfinite=True has to see all gradients before the step")
