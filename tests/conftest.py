@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -36,6 +37,14 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     emulated_cuda.configure()
     monkeypatch.setattr(registration, "namespace", torch.ops.torch_ire_emulated)
     return torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _process_without_lightning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradient scalers unscale themselves in a process that has imported Lightning, as the test of another module may."""
+    if "lightning" not in request.module.__name__:
+        for name in ("lightning", "pytorch_lightning"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.fixture(scope="module", params=["cpu", "emulated"])

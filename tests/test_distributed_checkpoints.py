@@ -30,7 +30,7 @@ KINDS = ["AdmIRE", "SGDIRE", "SGDIRE-plain", "SAMIRE-adamw", "AdmIRE bfloat16", 
 
 
 class Run:
-    """A model with its optimizer, labels from the default generator, and what a checkpoint holds of them."""
+    """A model with its optimizer, labels from its own generator, and what a checkpoint holds of them."""
 
     def __init__(self, device: torch.device, kind: str, seed: int, way: str = "fsdp", **changes: Any) -> None:
         torch.manual_seed(seed)
@@ -97,7 +97,7 @@ class Run:
         tensors = {name: full(value).clone() for name, value in state_dict["model"].items()}
         for name, entry in state_dict["optimizer"]["state"].items():
             tensors |= {f"{name}.{key}": full(value).clone() for key, value in entry.items()}
-        return {"tensors": tensors, "groups": numbers, "labels": torch_ire.default_label_generator.state_dict()}
+        return {"tensors": tensors, "groups": numbers, "labels": self.handle.label_generator.state_dict()}
 
 
 def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def load(
     run = Run(device, kind, seed=1, way=way, kappa=0.5)
     if running:
         run.train(range(20, 23))
-        torch_ire.default_label_generator.manual_seed(99).draw()
+        run.handle.label_generator.manual_seed(99).draw()
     state_dict = run.state_dict(options(flatten))
     dcp.load(state_dict, checkpoint_id=path)
     run.load(state_dict, options(flatten))

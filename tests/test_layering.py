@@ -95,7 +95,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "summary": (*LEAVES, "sharding"),
     "replicas": (*LEAVES, "sharding", "sampled_loss"),
     "masks": (*OPERATORS, "sharding"),
-    "steps": (*OPERATORS, "sharding", "summary", "curvature"),
+    "steps": (*OPERATORS, "sharding", "summary", "curvature", "masks"),
     "optim": (*OPERATORS, "sharding", "summary", "curvature", "sampled_loss", "replicas", "masks", "steps"),
 }
 

@@ -441,3 +441,22 @@ def test_one_refresh_serves_all_optimizers_of_a_handle():
         loss_of(model, 0).backward()
         o.step()
     assert ire.ire_summary()["flat_share"] == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("how", ["missed refresh", "failed pass"])
+def test_labels_are_lent_for_a_refresh_alone(how):
+    """A refresh that was never made, or that failed, leaves later losses to the default generator."""
+    model = small_model()
+    optimizer = torch_ire.AdmIRE(model.parameters(), lr=1e-2, mask_interval=10)
+    default = torch_ire.default_label_generator
+    if how == "missed refresh":
+        assert optimizer.mask_due()
+        loss_of(model, 0).backward()
+        optimizer.step()
+        assert not optimizer.mask_due()
+    else:
+        with pytest.raises(ZeroDivisionError):
+            torch_ire.refresh_mask(optimizer, model, batch(0), forward=lambda model, batch: 1 / 0)
+    drawn = default.state_dict()["offset"]
+    torch_ire.sampled_cross_entropy(model(batch(0)[0]))
+    assert (optimizer.label_generator.state_dict()["offset"], default.state_dict()["offset"]) == (0, drawn + 1)

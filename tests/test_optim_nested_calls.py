@@ -151,3 +151,31 @@ def test_a_pause_within_a_pause_does_not_end_it():
         loss_of(model, 0).backward()
     assert all(param.grad is not None for param in model.parameters())
     assert_equal(list(model.parameters()), before)
+
+
+def test_an_exception_between_two_levels_of_a_step_is_over_with_the_next_step():
+    """A subclass evaluates its closure before it calls the step of its base class, and the closure fails."""
+
+    class Derived(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            if closure is not None:
+                closure()
+            return super().step()
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # from now on torch runs the hooks around both methods
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = Derived([param], lr=0.1)
+    torch_ire.IRE(optimizer, kappa=2.0, gamma=1.0, curvature="random")
+    param.grad = torch.ones(4)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(fails)
+    moves = []
+    for _ in range(3):
+        before = param.detach().clone()
+        optimizer.step()
+        moves.append(float((param.detach() - before).mean()))
+    assert moves == [pytest.approx(-0.3)] * 3
+    assert steps_of(optimizer) == [3]

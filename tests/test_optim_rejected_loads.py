@@ -211,9 +211,18 @@ def test_a_checkpoint_that_step_in_backward_rejects_loads_into_no_parameter():
     assert_equal(list(model.parameters()), list(other.parameters()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# NAdam of torch does not resume exactly in bfloat16: loading rounds its product of momentum factors
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize(("cls", "arguments"), FOREIGN, ids=lambda item: getattr(item, "__name__", ""))
+@pytest.mark.parametrize(
+    ("cls", "arguments", "dtype"),
+    [
+        (*item, dtype)
+        for item in FOREIGN
+        for dtype in (torch.float32, torch.bfloat16)
+        if item[0] is not torch.optim.NAdam or dtype == torch.float32
+    ],
+    ids=lambda item: getattr(item, "__name__", ""),
+)
 def test_a_checkpoint_with_masks_may_be_loaded_before_ire_is_attached(cls, arguments, steps, dtype):
     """The usual order of a script: make the optimizer, load, then wrap it."""
 

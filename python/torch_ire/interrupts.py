@@ -45,9 +45,10 @@ class DeferredInterrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._restore()
-        for number, frame in self._pending:
-            self._handlers[number](number, frame)
+        with contextlib.ExitStack() as stack:  # in reverse: all handlers run, also if one raises
+            for number, frame in reversed(self._pending):
+                stack.callback(self._handlers[number], number, frame)
+            stack.callback(self._restore)
 
     def _restore(self) -> None:
         with contextlib.ExitStack() as stack:  # restores all handlers, even if a signal raises in between

@@ -149,6 +149,7 @@ def refresh_mask(
     grad_scale = _scale_of(optimizer) if grad_scale is None else grad_scale
     options: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
+        stack.callback(ire.label_generator.take_back)  # also after an exception
         stack.enter_context(put_aside(touched))
         stack.enter_context(restored_random_state(touched))
         stack.enter_context(restored_buffers(module))

@@ -109,19 +109,21 @@ class Amplification:
             groups: Its groups.
             targets: The groups of all optimizers of the handle.
         """
-        self._depth[optimizer] = self._depth.get(optimizer, 1) - 1
-        if self._depth[optimizer] > 0:
+        depth = self._depth.get(optimizer, 1) - 1
+        self._depth[optimizer] = max(depth, 0)
+        if depth != 0:  # an inner level; or an outer one whose count was that of a step that raised
             return
         found_inf = getattr(optimizer, "found_inf", None)
         with DeferredInterrupts():
             for group in groups:
                 for param in group["params"]:
                     if self._creates_state and param.grad is not None:
-                        ensure_saved_entry(group, param, targets.state_of(param))
+                        ensure_saved_entry(group, param, optimizer.state[param])
                 if projector_of(group) is None:
                     self._amplify(group, found_inf)
-            if not (found_inf is not None and bool(found_inf)):
-                amplify_projected(projections("IRE", groups, self.started), self.started)
+            projected = projections("IRE", groups, self.started)
+            if projected and not (found_inf is not None and bool(found_inf)):  # the host waits for projectors alone
+                amplify_projected(projected, self.started)
             if not self._creates_state:
                 advance(groups)
 

@@ -192,7 +192,11 @@ class Attachment:
         params = [param for group in groups for param in group["params"]]
         pending = {i: self._pending[param] for i, param in enumerate(params) if self._pending.get(param)}
         plain = [{k: v for k, v in group.items() if k != KEY} for group in state_dict["param_groups"]]
-        whole = {**state_dict, "state": {**state_dict["state"], **pending}, "param_groups": plain}
+        state = {**state_dict["state"], **pending}
+        if not any(optimizer.state.values()) and any(group["ire_step"] > 0 for group in groups):
+            # of an optimizer without state: the same keys at every step, see saved()
+            state = {**dict.fromkeys(range(len(params)), {}), **state}
+        whole = {**state_dict, "state": state, "param_groups": plain}
         result = saved(whole, params, groups, self.masks.label_generator)
         if pending:  # in the state it would look complete to an optimizer without IRE
             result["param_groups"][0][_PENDING] = {i: result["state"].pop(i) for i in pending}

@@ -274,3 +274,4 @@ def load(optimizer: Any, state_dict: Mapping[str, Any], load_by_torch: Callable[
         after.remove()
     take_label_position(optimizer.param_groups, optimizer.label_generator)
     optimizer._masks.thresholds.clear()
+    optimizer._plan.forget()

@@ -67,6 +67,8 @@ class MaskEngine:
         due = any(is_due(group, numbers[id(group["ire_step"])]) for group in asking)
         if due and any(group["curvature"] == "fisher" for group in asking):
             self.label_generator.lend()
+        else:
+            self.label_generator.take_back()  # of a refresh that was due and has not been made
         return due
 
     @torch.no_grad()

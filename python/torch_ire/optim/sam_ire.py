@@ -23,6 +23,7 @@ from torch_ire.steps.compiled_step import (
     return_in_graph,
 )
 from torch_ire.steps.projected import refresh_projectors
+from torch_ire.steps.second_pass import check_perturbed_gradients, step_from_theta
 from torch_ire.steps.update_rules import RULES, UpdateRule
 
 _BASES: dict[str, type[SGDIRE] | type[AdmIRE]] = {"sgd": SGDIRE, "adamw": AdmIRE}
@@ -276,7 +277,7 @@ class SAMIRE(IREOptimizer):
         has_gradients = state.has_gradients and any(param.grad is not None for param in self._parameters())
         second = has_gradients or state.is_active
         if closure is None:
-            sam.step_from_theta(self, self._perturbation)
+            step_from_theta(self, self._perturbation)
             return None
         loss = None
         try:
@@ -287,8 +288,8 @@ class SAMIRE(IREOptimizer):
                 self.first_step(zero_grad=True)
             with torch.enable_grad():
                 perturbed_loss = closure()
-            sam.check_perturbed_gradients(type(self).__name__, self._parameters())
-            sam.step_from_theta(self, self._perturbation)
+            check_perturbed_gradients(type(self).__name__, self._parameters())
+            step_from_theta(self, self._perturbation)
         except BaseException:
             state.restore()
             raise

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ire.layouts import to_device
+from torch_ire.layouts import laid_out_like, to_device
 from torch_ire.steps.schedule import enhancement, on_device
 from torch_ire.steps.tensor_lists import TensorLists
 from torch_ire.steps.update_rules import UpdateRule, functions_of
@@ -32,7 +32,8 @@ def operator_call(
         found_inf: The skip flag.
     """
     if start:
-        lists.restore_from = [start[param] for param in lists.params_of_group]
+        pairs = zip(lists.params_of_group, lists.params, strict=True)
+        lists.restore_from = [laid_out_like(start[param], part) for param, part in pairs]
     scalars = _scalars(lists.group, lists.params[0].device, {"grad_scale": grad_scale, "found_inf": found_inf})
     return functools.partial(
         rule.step, functions_of(lists.group), lists, {**scalars, "rounding_keys": lists.rounding_keys()}

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ire import reference
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.interrupts import DeferredInterrupts, run_all
 from torch_ire.layouts import is_dense, laid_out_like, opmath_dtype, to_device
+from torch_ire.packed_mask import memory_order
 from torch_ire.sharding import add_over_ranks, are_plain, drawn, local_part, mark_local_writes, shard_group_of
 from torch_ire.steps.compiled_step import capturing
 from torch_ire.steps.schedule import Group, step_number
 from torch_ire.steps.skipped_steps import any_of, nonfinite_flag
-from torch_ire.steps.step import take_step
 from torch_ire.steps.tensor_lists import TensorLists, dense_gradient, indexed_parameters
 from torch_ire.steps.update_rules import functions_of
 
@@ -79,19 +80,21 @@ class Perturbation:
 
         An exception leaves the parameters at theta.
         """
-        calls = list(_calls(targets, self.buffers, norm))
+        moves = list(_moves(targets, self.buffers, norm))
         versions = {owner: local_part(owner)._version for _, owner, _ in targets}
         with DeferredInterrupts():
             try:
-                run_all(calls)
+                run_all([move.call for move in moves])
                 mark_local_writes([owner for _, owner, _ in targets])
                 self.moved = {owner: self.buffers[owner] for owner in versions}
                 self.versions = {owner: local_part(owner)._version for owner in versions}
                 self.norm, self.found_nonfinite, self.scaler = norm, found_nonfinite, scaler
                 self.is_active = True
             except BaseException:
-                # the operators advance a version with each write: the backups of the others were never made
-                self.moved = {p: self.buffers[p] for p, old in versions.items() if local_part(p)._version != old}
+                # parameters that were not written have no valid backup
+                written = {owner for owner, old in versions.items() if local_part(owner)._version != old}
+                written.update(*(move.owners for move in moves if move.is_made()))
+                self.moved = {owner: self.buffers[owner] for owner in written}
                 self.restore()
                 raise
 
@@ -130,39 +133,49 @@ class Perturbation:
         return any_of([of_second_pass, overflow, self.found_nonfinite])
 
 
-def _calls(targets: Sequence[Target], buffers: dict[Tensor, Tensor], norm: Tensor) -> Iterator[Callable[[], None]]:
-    """The operator calls that move the parameters, one per device and dtype; strided parameters move one by one."""
-    found: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
+@dataclass
+class _Move:
+    """One operator call that moves some parameters."""
+
+    owners: list[Tensor]
+    call: Callable[[], Any]
+    # the first element of a backup, if the call writes all of its parameters or none
+    mark: Tensor | None
+
+    def is_made(self) -> bool:
+        """Whether the call has written its parameters, although it or the call after it raised."""
+        return self.mark is not None and not bool(self.mark.isnan())
+
+
+def _moves(targets: Sequence[Target], buffers: dict[Tensor, Tensor], norm: Tensor) -> Iterator[_Move]:
+    """The calls that move the parameters, one per device and dtype; strided parameters move one by one."""
+    found: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]] = {}
     for group, owner, direction in targets:
         param, backup = local_part(owner), buffer_for(buffers, owner)
         if not is_dense(param):
-            yield _strided_call(group, param, direction, backup, norm)
+            yield _Move([owner], functools.partial(_move_strided, group, param, direction, backup, norm), None)
             continue
         key = (param.device, param.dtype, group["rho"], group["adaptive"], functions_of(group))
-        lists = found.setdefault(key, ([], [], []))
-        for tensors, tensor in zip(lists, (param, laid_out_like(direction, param), backup), strict=True):
+        lists = found.setdefault(key, ([], [], [], []))
+        for tensors, tensor in zip(lists, (param, laid_out_like(direction, param), backup, owner), strict=True):
             tensors.append(tensor)
-    for (device, dtype, rho, adaptive, functions), lists in found.items():
+    for (device, dtype, rho, adaptive, functions), (params, directions, backups, owners) in found.items():
         here = norm.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-        yield _dense_call(functions.sam_perturb_, lists, here, rho, adaptive)
+        call = functools.partial(functions.sam_perturb_, params, directions, backups, here, rho=rho, adaptive=adaptive)
+        mark = next((memory_order(backup)[:1] for backup in backups if backup.numel()), None)
+        if mark is None or functions is reference or device.type == "meta" or capturing():
+            yield _Move(owners, call, None)
+        else:
+            yield _Move(owners, call, mark.fill_(torch.nan))
 
 
-def _dense_call(
-    perturb: Callable[..., None], lists: tuple[list[Tensor], ...], norm: Tensor, rho: float, adaptive: bool
-) -> Callable[[], None]:
-    return lambda: perturb(*lists, norm, rho=rho, adaptive=adaptive)
-
-
-def _strided_call(group: Group, param: Tensor, direction: Tensor, backup: Tensor, norm: Tensor) -> Callable[[], None]:
-    def call() -> None:
-        backup.copy_(param)
-        dtype = opmath_dtype(param.dtype)
-        scale = torch.where(norm.isfinite(), group["rho"] / (norm.to(dtype) + 1e-12), 0.0).to(param.device)
-        theta, move = param.to(dtype), direction.to(dtype)
-        move = move * theta.square() if group["adaptive"] else move
-        param.copy_(theta + torch.where(scale != 0, scale * move, torch.zeros_like(move)))
-
-    return call
+def _move_strided(group: Group, param: Tensor, direction: Tensor, backup: Tensor, norm: Tensor) -> None:
+    backup.copy_(param)
+    dtype = opmath_dtype(param.dtype)
+    scale = torch.where(norm.isfinite(), group["rho"] / (norm.to(dtype) + 1e-12), 0.0).to(param.device)
+    theta, move = param.to(dtype), direction.to(dtype)
+    move = move * theta.square() if group["adaptive"] else move
+    param.copy_(theta + torch.where(scale != 0, scale * move, torch.zeros_like(move)))
 
 
 # -- directions ------------------------------------------------------------------------------------------------------
@@ -250,39 +263,3 @@ def nonfinite_directions(targets: Sequence[Target], groups: Sequence[Group]) -> 
     dense = ((group, param, g if is_dense(g) else g.contiguous()) for group, param, g in targets)
     lists = [TensorLists(group, [param], grads=[grad]) for group, param, grad in dense]
     return nonfinite_flag(functions_of, lists, groups)
-
-
-# -- the second pass -------------------------------------------------------------------------------------------------
-
-
-def check_perturbed_gradients(owner: str, params: Iterable[Tensor]) -> None:
-    """Raises ``RuntimeError`` if a closure has left no gradient at the perturbed parameters."""
-    if all(param.grad is None for param in params):
-        raise RuntimeError(
-            f"{owner}.step(closure): the closure left no gradient at the perturbed parameters; it has to call "
-            "backward() each time. Where a trainer passes a closure that computes nothing (Lightning's manual "
-            "optimization), call first_step() and second_step()"
-        )
-
-
-def step_from_theta(optimizer: Any, state: Perturbation) -> None:
-    """Takes the base step from theta with the present gradients; a plain base step if nothing is perturbed.
-
-    Args:
-        optimizer: A ``SAMIRE``, which imports this module.
-        state: Its perturbation.
-    """
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    found_inf = state.found_inf(optimizer, getattr(optimizer, "found_inf", None))
-    start = dict(state.moved)
-    stepping = {param for param in params if param.grad is not None}
-    if state.is_active:  # a gradient in the second pass alone: a step from where the parameter is
-        start |= {param: local_part(param).clone() for param in stepping if param not in start}
-    # parameters that take no step, without a gradient or no longer in a group, return to theta
-    back = [functools.partial(local_part(p).copy_, theta) for p, theta in start.items() if p not in stepping]
-    try:
-        take_step(optimizer, start, found_inf, first=[state.begin_step, *back], last=[state.forget])
-    except BaseException:
-        if state.is_stepping:
-            state.restore()
-        raise

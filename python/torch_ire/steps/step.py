@@ -55,8 +55,8 @@ def take_step(
             outside_graph(take_step, optimizer, start, found_inf, first, last)
         return
     creates_state = is_state_init_step(groups, optimizer.state)
-    lists = _gather(optimizer, refresh=not creates_state)
     try:
+        lists = _gather(optimizer, refresh=not creates_state)
         previous = {p: start.get(p, p) for p in projected_parameters(groups, has_gradient)}
         projected = projections(type(optimizer).__name__, groups, previous)
         if not creates_state:
@@ -80,8 +80,7 @@ def take_step(
                 optimizer._masks.after_step(optimizer._targets(), may_have_skipped=found_inf is not None)
                 advance(groups)
     finally:
-        for some in lists:
-            some.release()
+        optimizer._plan.release()
 
 
 def _gather(optimizer: Any, *, refresh: bool) -> list[TensorLists]:

@@ -28,39 +28,45 @@ def create_state(groups: Sequence[Group], state: Mapping[Tensor, dict[str, Any]]
     """
     for group in groups:
         masked = [(i, p, local_part(p)) for i, p in enumerate(group["params"]) if "flat_mask" in state.get(p, {})]
-        _plan(group, rule_of(group), masked, state)
+        _plan(group, 0, rule_of(group), masked, state)
 
 
 @dataclass
 class _GroupPlan:
     """The lists of a group, and the tensors and keys that they were built from."""
 
+    first: int  # position of the first parameter in the optimizer
     params: list[Tensor]
     resting: list[Tensor]  # without a gradient
     keys: dict[torch.dtype, tuple[str, ...]]
     lists: list[TensorLists]
-    # per lists: number of state keys of all entries, addresses of parameters and state, strides of the parameters
+    # per lists: dtype, number of state keys of all entries, addresses of parameters and state, strides of parameters
+    dtypes: list[torch.dtype]
     sizes: list[int]
     addresses: list[list[int]]
     strides: list[list[tuple[int, ...]]]
 
     @classmethod
-    def of(cls, group: Group, keys: dict[torch.dtype, tuple[str, ...]], lists: list[TensorLists]) -> _GroupPlan:
+    def of(
+        cls, group: Group, first: int, keys: dict[torch.dtype, tuple[str, ...]], lists: list[TensorLists]
+    ) -> _GroupPlan:
         stepping = {id(param) for some in lists for param in some.params_of_group}
         return cls(
+            first,
             list(group["params"]),
             [param for param in group["params"] if id(param) not in stepping],
             keys,
             lists,
+            [some.dtype for some in lists],
             [sum(map(len, some.entries)) for some in lists],
             [_addresses(some) for some in lists],
             [list(map(Tensor.stride, some.params)) for some in lists],
         )
 
-    def take_gradients(self, group: Group, rule: UpdateRule) -> bool:
+    def take_gradients(self, group: Group, first: int, rule: UpdateRule) -> bool:
         """Reads the present gradients into the lists; ``False`` if the lists no longer describe the group."""
         params = group["params"]
-        if any(some.group is not group for some in self.lists):
+        if first != self.first or any(some.group is not group for some in self.lists):
             return False
         if len(params) != len(self.params) or not all(map(operator.is_, params, self.params)):
             return False
@@ -68,26 +74,40 @@ class _GroupPlan:
             return False
         if any(state_keys(rule, group, dtype) != keys for dtype, keys in self.keys.items()):
             return False
-        return all(map(self._take, self.lists, self.sizes, self.addresses, self.strides))
+        return all(map(self._take, self.lists, self.dtypes, self.sizes, self.addresses, self.strides))
 
-    def _take(self, lists: TensorLists, size: int, addresses: list[int], strides: list[tuple[int, ...]]) -> bool:
+    def _take(
+        self,
+        lists: TensorLists,
+        dtype: torch.dtype,
+        size: int,
+        addresses: list[int],
+        strides: list[tuple[int, ...]],
+    ) -> bool:
         if lists.copies or sum(map(len, lists.entries)) != size:
+            return False
+        params = lists.params_of_group
+        if lists.params is not params and not all(map(operator.is_, map(local_part, params), lists.params)):
+            return False
+        if set(map(operator.attrgetter("dtype"), params)) != {dtype}:
+            return False
+        if list(map(Tensor.stride, lists.params)) != strides:
             return False
         for key, column in lists.columns.items():
             kept = map(dict.get, lists.entries, itertools.repeat(key))
-            if are_plain(column) and lists.params is lists.params_of_group:
+            if are_plain(column) and lists.params is params:
                 if not all(map(operator.is_, kept, column)):
                     return False
             elif not all(a is not None and local_part(a) is b for a, b in zip(kept, column, strict=True)):
                 return False
         if _addresses(lists) != addresses:
             return False
-        grads = list(map(operator.attrgetter("grad"), lists.params_of_group))
+        grads = list(map(operator.attrgetter("grad"), params))
         if any(map(operator.is_, grads, itertools.repeat(None))):
             return False
         try:
-            if not are_plain(lists.params_of_group):
-                grads = [local_part_like(g, p) for g, p in zip(grads, lists.params_of_group, strict=True)]
+            if not are_plain(params):
+                grads = [local_part_like(g, p) for g, p in zip(grads, params, strict=True)]
             if list(map(Tensor.stride, grads)) != strides:
                 return False
         except RuntimeError:  # a sparse gradient has no strides; the full check raises the error
@@ -129,11 +149,12 @@ class StepPlan:
         Raises:
             RuntimeError: A gradient or a state tensor does not fit its parameter. Nothing has been changed then.
         """
+        firsts = list(_firsts(groups))
         same_state = len(state) == len(self._entries) and all(map(operator.is_, state.values(), self._entries))
         kept = {}
         for position, group in enumerate(groups):
             plan = self._plans.get(position)
-            if same_state and plan is not None and plan.take_gradients(group, rule_of(group)):
+            if same_state and plan is not None and plan.take_gradients(group, firsts[position], rule_of(group)):
                 kept[position] = plan
         if len(kept) < len(groups) or sum(len(plan.lists) for plan in kept.values()) > 1:
             # one call checks its own lists before its first write; the first of several would write before the others
@@ -142,15 +163,29 @@ class StepPlan:
                     lists.check_gradients(owner)
         if len(kept) < len(groups):
             found = {
-                position: _examined(owner, enumerate(group["params"], first), state, rule_of(group))
-                for first, (position, group) in zip(_firsts(groups), enumerate(groups), strict=True)
+                position: _examined(owner, enumerate(group["params"], firsts[position]), state, rule_of(group))
+                for position, group in enumerate(groups)
                 if position not in kept
             }
             for position, members in found.items():
-                kept[position] = _plan(groups[position], rule_of(groups[position]), members, state)
+                group = groups[position]
+                kept[position] = _plan(group, firsts[position], rule_of(group), members, state)
             self._plans = kept
             self._entries = list(state.values())
         return [lists for position in range(len(groups)) for lists in kept[position].lists]
+
+    def release(self) -> None:
+        """Drops the gradients, and the copies of parameters with gaps in memory, which no later step reads."""
+        for position, plan in list(self._plans.items()):
+            for lists in plan.lists:
+                lists.release()
+            if any(lists.copies for lists in plan.lists):
+                del self._plans[position]
+
+    def forget(self) -> None:
+        """Drops all lists, which would keep replaced state alive until the next step."""
+        self._plans.clear()
+        self._entries.clear()
 
 
 def _firsts(groups: Sequence[Group]) -> Iterator[int]:
@@ -176,7 +211,7 @@ def plan_group(
     Raises:
         RuntimeError: A gradient or a state tensor does not fit its parameter. Nothing has been changed then.
     """
-    return _plan(group, rule, _examined(owner, members, state, rule), state).lists
+    return _plan(group, 0, rule, _examined(owner, members, state, rule), state).lists
 
 
 def _examined(
@@ -224,6 +259,7 @@ def _check_entry(owner: str, index: int, param: Tensor, entry: Mapping[str, Any]
 
 def _plan(
     group: Group,
+    first: int,
     rule: UpdateRule,
     members: Sequence[tuple[int, Tensor, Tensor]],
     state: Mapping[Tensor, dict[str, Any]],
@@ -241,4 +277,4 @@ def _plan(
         some.collect_state(keys[some.dtype])
         if not some.copies and are_plain(some.params_of_group):
             some.params = some.params_of_group
-    return _GroupPlan.of(group, keys, lists)
+    return _GroupPlan.of(group, first, keys, lists)

@@ -102,7 +102,8 @@ def _check_adamw(group: Mapping[str, Any]) -> None:
     if not group["eps"] >= 0.0:
         raise ValueError(f"Invalid epsilon value: {group['eps']}")
     betas = group["betas"]
-    if not isinstance(betas, Sequence) or len(betas) != 2:
+    numbers = isinstance(betas, Sequence) and all(isinstance(beta, (int, float, Tensor)) for beta in betas)
+    if not numbers or len(betas) != 2:
         raise ValueError(f"Invalid betas value: {betas} (expected two numbers)")
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
         raise ValueError("betas must be either both floats or both Tensors")
