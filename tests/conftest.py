@@ -41,7 +41,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 
 @pytest.fixture(autouse=True)
 def _process_without_lightning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradient scalers unscale themselves in a process that has imported Lightning, as the test of another module may."""
+    """Gradient scalers unscale themselves in a process with Lightning, which the test of another module may import."""
     if "lightning" not in request.module.__name__:
         for name in ("lightning", "pytorch_lightning"):
             monkeypatch.delitem(sys.modules, name, raising=False)

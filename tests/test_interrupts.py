@@ -22,7 +22,7 @@ def test_a_handler_that_raises_does_not_lose_the_next_signal() -> None:
     try:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        with pytest.raises(KeyboardInterrupt), DeferredInterrupts():
+        with pytest.raises(KeyboardInterrupt), DeferredInterrupts():  # noqa: PT012
             signal.raise_signal(signal.SIGUSR1)
             signal.raise_signal(signal.SIGUSR2)
             assert seen == []

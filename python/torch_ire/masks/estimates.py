@@ -74,7 +74,7 @@ def ensure_average(param: Tensor, state: dict[str, Any]) -> None:
 
 def hutchinson_estimates(
     loss: Tensor,
-    parameters: Sequence[tuple[int, dict[str, Any], Tensor]],
+    parameters: Sequence[tuple[int, Mapping[str, Any], Tensor]],
     state_of: StateOf,
     seed_key: int,
     average: Callable[[Tensor], Tensor],

@@ -195,7 +195,7 @@ class Attachment:
         state = {**state_dict["state"], **pending}
         if not any(optimizer.state.values()) and any(group["ire_step"] > 0 for group in groups):
             # of an optimizer without state: the same keys at every step, see saved()
-            state = {**dict.fromkeys(range(len(params)), {}), **state}
+            state = {**{i: {} for i in range(len(params))}, **state}
         whole = {**state_dict, "state": state, "param_groups": plain}
         result = saved(whole, params, groups, self.masks.label_generator)
         if pending:  # in the state it would look complete to an optimizer without IRE

@@ -101,7 +101,7 @@ class StepInBackward:
         group = optimizer.param_groups[number]
         backward = torch._C._current_graph_task_id()
         if self._backward != backward:
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
             self._backward = backward
         if draws_itself(group) and is_due(group):
             draw(optimizer._targets(), [(index, group, param)])

@@ -282,7 +282,7 @@ class IREOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads the result of :meth:`state_dict`, or a checkpoint of the base optimizer from ``torch.optim``.
 
-        State tensors keep their dtypes, whatever the parameter's. IRE arguments that a checkpoint lacks stay as they are.
+        State tensors keep their dtypes, whatever the parameter's. IRE arguments that the checkpoint lacks stay.
 
         Args:
             state_dict: Plain dict of tensors and numbers.

@@ -30,7 +30,7 @@ Target = tuple[Group, Tensor, Tensor]
 
 
 def buffer_for(buffers: dict[Tensor, Tensor], param: Tensor) -> Tensor:
-    """A buffer for a copy of a parameter's local part, reused from step to step unless the parameter has changed."""
+    """Memory for a copy of a parameter's local part, kept from step to step; new if the parameter has changed."""
     kept = buffers.get(param)
     part = local_part(param)
     fits = (
@@ -105,7 +105,7 @@ class Perturbation:
             self.forget()
 
     def discard(self) -> None:
-        """Moves the parameters back to theta, except those written since the move, as by loading a model."""
+        """Moves the parameters back to theta, except those that have been written since, by loading a model say."""
         unchanged = {p: t for p, t in self.moved.items() if local_part(p)._version == self.versions.get(p)}
         self.moved = unchanged
         self.restore()
@@ -197,7 +197,7 @@ def random_directions(owner: str, groups: Iterable[Group]) -> Iterator[Target]:
     """Normal random directions of all trainable parameters, the same on every replica."""
     if capturing():
         raise RuntimeError(
-            f"{owner}.first_step(): perturbation='random' draws on the host, so a CUDA graph would repeat one direction"
+            f"{owner}.first_step(): perturbation='random' draws on the host; a CUDA graph would repeat one direction"
         )
     for index, group, param in indexed_parameters(groups):
         if param.requires_grad:
@@ -255,7 +255,7 @@ def groups_agree(groups: Iterable[Mapping[str, Any]], owner: str) -> bool:
     random = {group["perturbation"] == "random" for group in groups}
     if len(random) > 1:
         raise RuntimeError(f"{owner}.first_step(): the groups disagree on the perturbation")
-    return random.pop()
+    return True in random
 
 
 def nonfinite_directions(targets: Sequence[Target], groups: Sequence[Group]) -> Tensor | None:

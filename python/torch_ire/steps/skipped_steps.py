@@ -37,7 +37,7 @@ def nonfinite_flag(
     asking = [group for group in groups if group["skip_nonfinite"]]
     if not asking:
         return None
-    flags = []
+    flags: list[tuple[ShardGroup | None, Tensor]] = []
     for some in lists:
         if some.group["skip_nonfinite"] and are_plain(some.params_of_group):
             flags.append((None, functions_of(some.group).found_nonfinite(some.grads)))

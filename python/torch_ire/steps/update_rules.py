@@ -141,7 +141,7 @@ def _step_adamw(functions: ModuleType, lists: TensorLists, scalars: Mapping[str,
 
 
 def _direction_adamw(
-    group: Mapping[str, Any], theta: Tensor, grad: Tensor | None, state: Mapping[str, Any]
+    group: Mapping[str, Any], theta: Tensor, _: Tensor | None, state: Mapping[str, Any]
 ) -> Direction | None:
     if "exp_avg" not in state:
         return None
