@@ -18,7 +18,7 @@ from torch_ire.optim.ire_optimizer import IREOptimizer
 
 @pytest.mark.parametrize("captured_at", [1, 4, 13])
 @pytest.mark.parametrize("case", FIXED, ids=[case.name for case in FIXED])
-def test_replays_are_the_steps_of_the_ordinary_loop(case, captured_at):
+def test_replays_equal_the_ordinary_loop(case, captured_at):
     """lr and kappa change in every step, refreshes fall between replays, the warm-up ends after two of the captures."""
     loop = Loop(ours(case, True), Captured(captured_at))
     expected = Loop(ours(case, False))
@@ -31,12 +31,12 @@ def test_replays_are_the_steps_of_the_ordinary_loop(case, captured_at):
     "overrides", [{"kappa_follows_lr": True}, {"curvature": "random"}, {"curvature": "hutchinson"}]
 )
 @pytest.mark.parametrize("case", FIXED[:5:2], ids=[case.name for case in FIXED[:5:2]])
-def test_replays_with_every_kind_of_kappa_and_mask(case, overrides):
+def test_replays_equal_the_loop_for_every_kind_of_kappa_and_mask(case, overrides):
     loop, expected = Loop(ours(case, True, **overrides), Captured(2)), Loop(ours(case, False, **overrides))
     assert_same(loop.run(), expected.run())
 
 
-def test_replays_that_rank_their_own_second_moment():
+def test_replays_equal_the_loop_with_second_moment_masks():
     """Outside the step and one call later, the mask is the one that an ordinary step makes."""
     loop = Loop(ours(CASES[0], True, curvature="second_moment"), Captured(1))
     expected = Loop(ours(CASES[0], False, curvature="second_moment"))
@@ -46,7 +46,7 @@ def test_replays_that_rank_their_own_second_moment():
 
 
 @pytest.mark.parametrize("overrides", [{}, {"kappa_follows_lr": True}, {"curvature": "random"}])
-def test_replays_of_a_step_with_a_handle(overrides):
+def test_replays_equal_the_loop_around_a_foreign_optimizer(overrides):
     loop, expected = Loop(around(True, **overrides), Captured(2)), Loop(around(False, **overrides))
     assert_same(loop.run(), expected.run())
 
@@ -61,7 +61,7 @@ def test_a_mask_before_the_warmup_has_passed_waits_for_it():
     assert_same(*paths)
 
 
-def test_masks_stay_where_they_are():
+def test_refreshes_write_masks_in_place():
     loop = Loop(ours(CASES[0], True))
     loop.run(range(1))
     masks = [loop.optimizer.state[p]["flat_mask"] for p in loop.model.parameters()]
@@ -84,7 +84,7 @@ def test_an_overflow_skips_a_replay():
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("saved", [True, False])
-def test_checkpoints_have_plain_numbers_and_fit_both_kinds(case, saved):
+def test_checkpoints_have_plain_numbers_and_load_with_and_without_capturable(case, saved):
     """Half the steps, a checkpoint, and the other half in an optimizer of the other kind: the same path."""
     whole = Loop(ours(case, saved, kappa_follows_lr=True))
     expected = whole.run()
@@ -135,7 +135,7 @@ def test_two_optimizers_in_one_handle_count_once_each():
     assert [o.param_groups[0]["ire_step"].item() for o in optimizers] == [3, 3]
 
 
-def test_detaching_takes_back_what_the_handle_gave():
+def test_detach_removes_the_keys_of_a_capturable_handle():
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = set(optimizer.param_groups[0])
@@ -151,7 +151,7 @@ def test_detaching_takes_back_what_the_handle_gave():
         ({"curvature": IdleProjector()}, 1, "exact projector"),
     ],
 )
-def test_what_a_graph_would_freeze_is_refused(overrides, steps, message):
+def test_a_capture_that_would_freeze_values_raises_and_changes_nothing(overrides, steps, message):
     model = small_model()
     optimizer = torch_ire.AdmIRE(model.parameters(), **{"capturable": True, **overrides})
     loss_of(model, 0).backward()
@@ -163,7 +163,7 @@ def test_what_a_graph_would_freeze_is_refused(overrides, steps, message):
     assert all(torch.equal(p, q) for p, q in zip(before, values(model), strict=True))
 
 
-def test_a_random_perturbation_is_not_recorded():
+def test_a_capture_of_a_random_perturbation_raises():
     model = small_model()
     optimizer = torch_ire.SAMIRE(model.parameters(), perturbation="random", capturable=True)
     with Recording(), pytest.raises(RuntimeError, match="draws on the host"):
@@ -179,7 +179,7 @@ def test_a_handle_that_reads_the_learning_rate_on_the_host_is_not_recorded():
         optimizer.step()
 
 
-def test_a_second_moment_is_asked_for_after_the_first_step():
+def test_a_second_moment_mask_is_due_after_the_first_step():
     model = small_model()
     optimizer = torch_ire.AdmIRE(model.parameters(), curvature="second_moment", capturable=True)
     assert not optimizer.mask_due()
@@ -197,7 +197,7 @@ def test_a_second_moment_is_asked_for_after_the_first_step():
 
 
 @pytest.mark.parametrize("learning_rates", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
-def test_a_rehearsal_does_not_count(learning_rates):
+def test_a_state_init_step_does_not_count(learning_rates):
     model = small_model()
     optimizer = torch_ire.AdmIRE(model.parameters(), lr=learning_rates, capturable=True)
     for p in model.parameters():
@@ -206,7 +206,7 @@ def test_a_rehearsal_does_not_count(learning_rates):
     assert optimizer.param_groups[0]["ire_step"].item() == 0
 
 
-def test_the_recording_notices_a_host_number():
+def test_the_recorder_freezes_host_numbers_and_refuses_reads_of_the_device():
     """The recorder itself: a counter of the host is frozen in it, a value read from a tensor is refused."""
     p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     p.grad = torch.ones_like(p)

@@ -51,7 +51,7 @@ class Compiled:
 
 
 @pytest.mark.parametrize("case", FIXED, ids=[case.name for case in FIXED])
-def test_one_graph_for_fifty_steps(case):
+def test_fifty_steps_compile_to_one_graph(case):
     """From the first step on, without state, under a changing lr and kappa, across refreshes and the warm-up's end."""
     compiled = Compiled()
     loop, expected = Loop(ours(case, True), compiled), Loop(ours(case, False))
@@ -71,7 +71,7 @@ def test_one_graph_for_fifty_steps(case):
     ],
     ids=str,
 )
-def test_one_graph_for_every_kind_of_kappa_and_mask(overrides):
+def test_every_kind_of_kappa_and_mask_compiles_to_one_graph(overrides):
     compiled = Compiled()
     loop, expected = Loop(ours(CASES[0], True, **overrides), compiled), Loop(ours(CASES[0], False, **overrides))
     assert_same(loop.run(), expected.run())
@@ -117,7 +117,7 @@ def groups_of(model: nn.Module) -> list[dict]:
     ]
 
 
-def test_groups_dtypes_and_layouts_in_one_graph():
+def test_groups_dtypes_and_layouts_compile_to_one_graph():
     results = []
     counter = CompileCounterWithBackend("aot_eager")
     for capturable in (True, False):
@@ -144,7 +144,7 @@ def test_groups_dtypes_and_layouts_in_one_graph():
 
 
 @pytest.mark.parametrize("kind", ["torch.optim.AdamW", "AdmIRE", "SAMIRE"])
-def test_the_whole_training_step(kind):
+def test_a_compiled_training_step_leaves_the_graph_only_at_backward(kind):
     """Forward, backward and step in one function: Dynamo leaves the graph at backward(), as it does for torch's own."""
     counter = CompileCounterWithBackend("aot_eager")
     model, other = small_model(), small_model()
@@ -189,7 +189,7 @@ def test_the_whole_training_step(kind):
             torch.testing.assert_close(p, q)
 
 
-def test_a_handle_settles_after_two_steps():
+def test_ire_around_an_optimizer_is_not_compiled_again_after_three_steps():
     """The optimizer's own step is compiled again once, when its state has come; torch's AdamW breaks the graph."""
     compiled = Compiled(fullgraph=False)
     loop, expected = Loop(around(True), compiled), Loop(around(False))
@@ -201,7 +201,7 @@ def test_a_handle_settles_after_two_steps():
 
 
 @pytest.mark.parametrize("kind", ["host", "projector", "closure", "random perturbation", "missing gradient"])
-def test_what_can_not_be_traced_steps_outside_the_graph(kind):
+def test_steps_that_cannot_be_traced_run_outside_the_graph(kind):
     """With the results of an ordinary step and no compilation of it; under fullgraph=True it is an error."""
 
     class Half:

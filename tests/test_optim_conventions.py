@@ -412,7 +412,7 @@ def test_sam_steps_in_the_wrong_order():
 
 
 @pytest.mark.parametrize("handle", [False, True], ids=["AdmIRE", "IRE"])
-def test_a_rehearsal_does_not_count(handle):
+def test_a_state_init_step_does_not_count(handle):
     """Learning rate and gradients 0 on a fresh optimizer; later, zeros are gradients like all others."""
     model = small_model()
     arguments = {"mask_interval": 3, "curvature": "random"}

@@ -34,7 +34,9 @@ def expected_threshold(scores: list[Tensor], gamma: float, score: str) -> Tensor
 @pytest.mark.parametrize("functions", [ops, reference], ids=["ops", "reference"])
 @settings(max_examples=60, deadline=None)
 @given(scores=mixed_lists, score=st.sampled_from(SCORES), gamma=st.floats(0, 1) | st.sampled_from([0.0, 0.8, 1.0]))
-def test_equals_a_sort_of_everything(functions: ModuleType, scores: list[Tensor], score: str, gamma: float) -> None:
+def test_the_threshold_equals_that_of_a_full_sort(
+    functions: ModuleType, scores: list[Tensor], score: str, gamma: float
+) -> None:
     threshold = exact_threshold(functions, scores, gamma, score=score)
     wide = needs_float64([x.dtype for x in scores], score)
     assert threshold.dtype == (torch.float64 if wide else torch.float32)
@@ -86,18 +88,18 @@ def test_every_process_finds_the_threshold_of_all(gamma: float, score: str) -> N
     assert len({threshold.dtype for threshold in found}) == 1
 
 
-def test_every_process_calls_as_often() -> None:
+def test_a_process_without_scores_makes_all_collective_calls() -> None:
     calls = []
     exact_threshold(ops, [], 0.5, score="abs", reduce=lambda m: calls.append(m.shape) or m, wide=False)
     assert calls == [(2049,)] * 3
 
 
-def test_nothing_to_rank() -> None:
+def test_the_threshold_of_no_scores_is_minus_infinity() -> None:
     for scores in ([], [torch.zeros(0)], [torch.zeros(0), torch.zeros(0, dtype=torch.float64)]):
         assert exact_threshold(ops, scores, 0.7, score="value").item() == -torch.inf
 
 
-def test_float64_scores_that_float32_cannot_tell_apart() -> None:
+def test_float64_scores_that_are_equal_in_float32_are_ranked_exactly() -> None:
     fine = 1 + torch.arange(100, dtype=torch.float64) * 2.0**-40
     scores = [fine, torch.full((7,), 0.5), torch.full((3,), 2.0, dtype=torch.bfloat16)]
     for k in range(1, 111):

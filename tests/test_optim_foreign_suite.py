@@ -141,7 +141,7 @@ def test_several_optimizers_share_one_ranking():
 
 
 @pytest.mark.parametrize("kappa", [0.0, KAPPA])
-def test_sparse_gradients_of_an_optimizer_that_takes_them(kappa):
+def test_sparse_gradients_of_a_sparse_optimizer_are_supported(kappa):
     """A random mask needs no dense gradient; one from gradients is refused before anything changes."""
     weights = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
     ours, theirs = torch.nn.Parameter(weights.clone()), torch.nn.Parameter(weights.clone())
@@ -234,7 +234,7 @@ def test_an_optimizer_may_have_no_learning_rate():
     assert ire.ire_summary()["kappa_eff"] == [2.0]
 
 
-def test_a_detached_optimizer_has_what_it_had():
+def test_detach_restores_the_state_dict_of_the_optimizer():
     p = torch.nn.Parameter(torch.zeros(2))
     optimizer = Plain([p], kappa=1000.0, gamma=0.25)
     before = copy.deepcopy(optimizer.state_dict())
@@ -252,7 +252,7 @@ def test_arguments_and_the_result_of_step_pass_through():
     assert p.tolist() == [-3.0, -2.0]
 
 
-def test_an_optimizer_that_was_never_initialised_is_refused_in_words():
+def test_an_optimizer_without_a_call_of_its_base_constructor_raises():
     class Unfinished(Optimizer):
         def __init__(self, params):
             self.param_groups = [{"params": list(params), "lr": 0.1}]
@@ -262,7 +262,7 @@ def test_an_optimizer_that_was_never_initialised_is_refused_in_words():
         torch_ire.IRE(Unfinished([torch.nn.Parameter(torch.ones(2))]))
 
 
-def test_a_parameter_that_joins_or_leaves_a_list_of_its_group():
+def test_parameters_written_into_a_group_join_the_ranking_and_removed_ones_leave_it():
     """Pruning, growing and quantizing tools write into ``param_groups`` without ``add_param_group``."""
     p, q = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
     optimizer = Plain([p])

@@ -45,7 +45,7 @@ def run(model: nn.Module, opt: torch_ire.StepInBackward, steps: range, labels: t
     ids=str,
 )
 @pytest.mark.parametrize("name", BASES)
-def test_the_same_bits_as_one_optimizer(name, overrides):
+def test_steps_equal_those_of_the_ordinary_optimizer_to_the_bit(name, overrides):
     case = BASES[name]
     dtype = torch.bfloat16 if "rounding" in overrides else torch.float32
     model, other = small_model(dtype=dtype), small_model(dtype=dtype)
@@ -58,7 +58,7 @@ def test_the_same_bits_as_one_optimizer(name, overrides):
 
 
 @pytest.mark.parametrize("curvature", ["second_moment", "random"])
-def test_masks_that_the_step_refreshes_are_those_of_one_optimizer(curvature):
+def test_masks_that_the_step_refreshes_equal_those_of_the_ordinary_optimizer(curvature):
     model, other = small_model(), small_model()
     make = BASES["AdmIRE"]
     opt = torch_ire.StepInBackward(model.parameters(), lambda params: make(params, curvature=curvature))
@@ -68,7 +68,7 @@ def test_masks_that_the_step_refreshes_are_those_of_one_optimizer(curvature):
         assert torch.equal(p, q)
 
 
-def test_resume_and_detach():
+def test_a_resumed_run_continues_and_detach_leaves_gradients():
     model, other = small_model(), small_model()
     labels = torch_ire.LabelGenerator(seed=7)
     opt = torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params, lr=0.02))
@@ -170,12 +170,12 @@ def test_frozen_parameters_stay():
         (lambda p: torch_ire.SGDIRE(p, skip_nonfinite=True), ValueError, "all gradients before the step"),
     ],
 )
-def test_what_needs_all_parameters_at_once_is_refused(make, error, message):
+def test_methods_that_need_all_gradients_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         torch_ire.StepInBackward(small_model().parameters(), make)
 
 
-def test_a_refresh_without_gradients_and_a_foreign_state():
+def test_a_refresh_without_gradients_and_a_state_dict_of_another_model_raise():
     model = small_model()
     opt = torch_ire.StepInBackward(model.parameters(), lambda params: torch_ire.AdmIRE(params))
     loss_of(model, 0).backward()  # not paused: the gradients are gone

@@ -140,7 +140,7 @@ def step_in_backward(
 )
 @pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("name", BASES)
-def test_the_same_bits_as_one_optimizer(name, curvature, schedule):
+def test_unused_parameters_step_as_in_the_ordinary_optimizer_to_the_bit(name, curvature, schedule):
     """And the refreshes are due at the same steps."""
     overrides = CURVATURES[curvature]
     # a refresh of its own would rank each parameter alone, so update_mask() draws here and there
@@ -158,7 +158,7 @@ def test_the_same_bits_as_one_optimizer(name, curvature, schedule):
 
 @pytest.mark.parametrize("schedule", [late_branch, now_and_then, thawed], ids=lambda schedule: schedule.__name__)
 @pytest.mark.parametrize("name", BASES)
-def test_a_resumed_run_goes_on_alike(name, schedule):
+def test_a_resumed_run_continues_identically(name, schedule):
     """Saved where some parameters have taken fewer steps than others."""
     overrides = CURVATURES["averaged fisher"]
 

@@ -57,7 +57,7 @@ def flat(handle, p):
 
 @pytest.mark.parametrize("curvature", ["random", "fisher"])
 @pytest.mark.parametrize("name", list(torch_optimizers()))
-def test_step_identity(name, curvature):
+def test_a_step_is_amplified_by_one_plus_kappa_on_flat_coordinates(name, curvature):
     """theta_new = theta + (1 + kappa n) Delta for every optimizer of torch.optim, from the very first step on."""
     model = small_model()
     optimizer = make(name, model)
@@ -141,7 +141,7 @@ def test_a_checkpoint_from_before_the_attachment_loads():
         optimizer.load_state_dict(bad)
 
 
-def test_copies_go_on_alike():
+def test_copies_train_identically():
     model = small_model()
     optimizer = torch.optim.RAdam(model.parameters(), lr=0.05)
     handle = torch_ire.IRE(optimizer, curvature="fisher", curvature_beta=0.5, mask_interval=3)
@@ -153,7 +153,7 @@ def test_copies_go_on_alike():
         assert torch.equal(p, q)
 
 
-def test_detach_leaves_no_trace():
+def test_detach_removes_all_hooks_state_and_arguments():
     model = small_model()
     optimizer = torch.optim.Adam(model.parameters())
     groups = copy.deepcopy([{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups])
@@ -190,7 +190,7 @@ def test_detach_leaves_the_arguments_of_the_optimizer():
         assert ours == [{"kappa": 9.0, "ranking": "group"}, {}, {"gamma": 0.25}]
 
 
-def test_decay_at_its_base_rate():
+def test_weight_decay_stays_at_its_base_rate_without_amplification():
     p = torch.nn.Parameter(torch.tensor([2.0, 2.0]))
     optimizer = torch.optim.AdamW([p], lr=0.1, weight_decay=0.5)
     handle = torch_ire.IRE(optimizer, kappa=4.0, gamma=1.0, amplify_weight_decay=False)
@@ -202,7 +202,7 @@ def test_decay_at_its_base_rate():
 
 
 @pytest.mark.parametrize("skipped", ["no gradient", "overflow"])
-def test_no_decay_is_taken_out_of_a_step_that_was_not_made(skipped):
+def test_a_skipped_step_subtracts_no_decay(skipped):
     p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([p, q], lr=0.1, weight_decay=0.5, fused=True)
     torch_ire.IRE(optimizer, kappa=4.0, gamma=1.0, curvature="random", amplify_weight_decay=False)
@@ -217,7 +217,7 @@ def test_no_decay_is_taken_out_of_a_step_that_was_not_made(skipped):
     assert torch.equal(q.detach(), torch.ones(3))
 
 
-def test_an_optimizer_without_decay_may_leave_it_at_its_base_rate():
+def test_amplify_weight_decay_false_works_without_a_weight_decay():
     p = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.LBFGS([p], max_iter=1, lr=0.5)
     torch_ire.IRE(optimizer, kappa=1.0, gamma=1.0, curvature="random", amplify_weight_decay=False)
@@ -232,7 +232,7 @@ def test_an_optimizer_without_decay_may_leave_it_at_its_base_rate():
     torch.testing.assert_close(p.detach(), torch.ones(2) * (1 - 0.5 * 2 * 0.5))
 
 
-def test_group_arguments_and_groups_added_later():
+def test_groups_keep_their_own_kappa_and_later_groups_get_the_default():
     a, b, c = (torch.nn.Parameter(torch.ones(4)) for _ in range(3))
     optimizer = torch.optim.SGD([{"params": [a], "ire_kappa": 9.0}, {"params": [b]}], lr=0.1)
     torch_ire.IRE(optimizer, kappa=1.0, gamma=1.0, curvature="random")
@@ -274,7 +274,7 @@ def test_a_summary_shows_the_last_step_of_every_optimizer():
     assert handle.ire_summary()["displacement_share"] == pytest.approx(0.25)
 
 
-def test_a_detached_handle_says_so():
+def test_calls_on_a_detached_handle_raise():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
     handle = torch_ire.IRE(optimizer)
     handle.detach()
@@ -284,7 +284,7 @@ def test_a_detached_handle_says_so():
             call()
 
 
-def test_sliced_parameters():
+def test_sliced_parameters_are_amplified():
     p = torch.nn.Parameter(torch.ones(3, 2)[:, 0])
     optimizer = torch.optim.SGD([p], lr=0.1)
     torch_ire.IRE(optimizer, kappa=1.0, gamma=1.0, curvature="random")
@@ -316,7 +316,7 @@ def test_sliced_parameters():
         ),
     ],
 )
-def test_errors(call, error, message):
+def test_unsupported_arguments_raise(call, error, message):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], weight_decay=0.1)
     with pytest.raises(error, match=message):
         call(optimizer)

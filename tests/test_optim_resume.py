@@ -83,7 +83,7 @@ def test_kill_9_loses_the_steps_since_the_last_checkpoint_alone(tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_tensors_and_numbers_alone(case, tmp_path):
+def test_a_state_dict_holds_only_contiguous_tensors_and_json_values(case, tmp_path):
     """A state dict is a flat table of contiguous tensors, and groups that JSON can hold: what safetensors stores."""
     model = small_model()
     optimizer = case(model.parameters(), kappa=2.0, gamma=0.6, mask_interval=4, curvature_beta=0.5)
@@ -139,7 +139,7 @@ def test_parameters_are_matched_by_name():
         assert torch.equal(p, q)
 
 
-def test_names_that_differ_match_by_position():
+def test_parameters_with_different_names_are_matched_by_position():
     model = small_model()
     optimizer = torch_ire.AdmIRE(model.named_parameters(), lr=0.05)
     train(model, optimizer, range(2))

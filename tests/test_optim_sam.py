@@ -45,7 +45,7 @@ def test_the_random_perturbation_lies_on_the_sphere_and_changes():
     torch.testing.assert_close(again.detach(), seen[0])
 
 
-def test_parameters_come_back_whatever_gradients_there_are():
+def test_parameters_return_to_theta_with_gradients_in_either_pass_or_none():
     """Gradient in the first pass only, in the second only, in neither: lr = 0 has to leave every weight alone."""
     only_first, only_second, never, both = (torch.nn.Parameter(torch.ones(3)) for _ in range(4))
     opt = torch_ire.SAMIRE([only_first, only_second, never, both], lr=0.0, rho=1.0, kappa=2.0, curvature="random")
@@ -165,7 +165,7 @@ def test_a_wrapper_that_inherits_from_the_optimizer_shares_its_perturbation():
     assert opt_b.ire_summary()["threshold"] == opt_a.ire_summary()["threshold"]
 
 
-def test_an_exception_in_the_perturbed_pass_restores():
+def test_an_exception_in_the_perturbed_pass_restores_theta():
     model = small_model()
     opt = torch_ire.SAMIRE(model.parameters(), rho=0.5)
     before = values(model)
@@ -186,7 +186,7 @@ def test_an_exception_in_the_perturbed_pass_restores():
         assert torch.equal(p, q)
 
 
-def test_a_step_that_is_refused_restores():
+def test_a_refused_second_pass_restores_theta():
     """Sparse gradients in the second pass of a closure alone."""
     table = torch.nn.Embedding(5, 2)
     before = table.weight.detach().clone()
@@ -241,7 +241,7 @@ def test_gradient_accumulation_is_one_large_batch():
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_backups_are_no_state():
+def test_backups_are_not_saved_or_copied():
     model = small_model()
     opt = torch_ire.SAMIRE(model.parameters(), momentum=0.9)
     train(model, opt, range(2))
@@ -252,7 +252,7 @@ def test_backups_are_no_state():
         twin.second_step()
 
 
-def test_a_copy_or_a_checkpoint_in_the_middle_of_a_step():
+def test_a_copy_between_the_passes_raises_and_a_load_discards_the_perturbation():
     model = small_model()
     opt = torch_ire.SAMIRE(model.parameters(), rho=0.5)
     before, state = values(model), opt.state_dict()
@@ -269,7 +269,7 @@ def test_a_copy_or_a_checkpoint_in_the_middle_of_a_step():
         assert torch.equal(p, q)
 
 
-def test_a_checkpoint_between_the_perturbed_pass_and_the_step():
+def test_a_load_after_the_perturbed_pass_starts_a_new_step():
     model, other = small_model(), small_model()
     opt, twin = (torch_ire.SAMIRE(m.parameters(), lr=0.1, rho=0.5) for m in (model, other))
     state = opt.state_dict()

@@ -105,7 +105,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(case, bad, im
 
 @pytest.mark.parametrize("form", ["closure", "context"])
 @pytest.mark.parametrize("case", SAM_CASES, ids=[case.name for case in SAM_CASES])
-def test_every_form_of_a_sam_step(case, form):
+def test_a_nan_in_either_pass_skips_every_form_of_a_sam_step(case, form):
     model = small_model()
     optimizer = case(model.parameters(), skip_nonfinite=True, **ONCE)
     train(model, optimizer, range(2))
@@ -118,7 +118,7 @@ def test_every_form_of_a_sam_step(case, form):
     assert optimizer.last_step_skipped.item() is False
 
 
-def test_a_first_pass_that_was_given_up_does_not_skip_the_next_step():
+def test_an_abandoned_first_pass_does_not_skip_the_next_step():
     model = small_model()
     optimizer = torch_ire.SAMIRE(model.parameters(), lr=0.1, skip_nonfinite=True, curvature="random")
     loss_of(model, 0).backward()
@@ -150,7 +150,7 @@ def test_a_second_pass_that_was_refused_may_be_made_again():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_the_largest_gradients_are_finite(dtype):
+def test_the_largest_finite_gradients_do_not_skip_a_step(dtype):
     """A norm of them is not."""
     p = torch.nn.Parameter(torch.ones(100, dtype=dtype))
     optimizer = torch_ire.AdmIRE([p], skip_nonfinite=True, curvature="random")
@@ -167,7 +167,7 @@ def test_the_largest_gradients_are_finite(dtype):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_without_it_they_pass_through_as_in_torch(case):
+def test_nan_passes_through_without_skip_nonfinite(case):
     model = small_model()
     optimizer = case(model.parameters(), **ONCE)
     train(model, optimizer, range(1))
@@ -176,7 +176,7 @@ def test_without_it_they_pass_through_as_in_torch(case):
     assert values(model)[2].isnan().any()
 
 
-def test_groups_that_ask_answer_for_all():
+def test_a_nan_in_a_group_with_skip_nonfinite_skips_all_groups():
     a, b = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     optimizer = torch_ire.SGDIRE(
         [{"params": [a], "skip_nonfinite": True}, {"params": [b]}], lr=1.0, kappa=0.0, curvature="random"
@@ -192,7 +192,7 @@ def test_groups_that_ask_answer_for_all():
     assert b.isnan().any()
 
 
-def test_a_group_without_parameters_may_ask():
+def test_skip_nonfinite_in_a_group_without_parameters_skips_nothing():
     p = torch.nn.Parameter(torch.ones(3))
     opt = torch_ire.SGDIRE([{"params": [], "skip_nonfinite": True}, {"params": [p]}], lr=0.5)
     p.grad = torch.ones(3)
@@ -201,7 +201,7 @@ def test_a_group_without_parameters_may_ask():
     assert not opt.last_step_skipped
 
 
-def test_any_dtypes_layouts_and_missing_gradients():
+def test_one_flag_covers_all_dtypes_layouts_and_missing_gradients():
     """One answer over lists of their own, and again after the model has changed under the optimizer."""
     params = [
         torch.nn.Parameter(torch.ones(6)),
@@ -222,7 +222,7 @@ def test_any_dtypes_layouts_and_missing_gradients():
     assert torch.equal(params[2].detach(), torch.ones(2))
 
 
-def test_a_copy_has_not_stepped_yet():
+def test_a_copy_reports_no_skipped_step():
     model = small_model()
     optimizer = torch_ire.AdmIRE(model.parameters(), skip_nonfinite=True)
     train(model, optimizer, range(1))
@@ -232,7 +232,7 @@ def test_a_copy_has_not_stepped_yet():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_the_schedule_counts_and_a_mask_needs_an_estimate(scaled):
+def test_skipped_steps_count_and_make_no_second_moment_mask(scaled):
     """After a skipped first step Adam's second moment is zero everywhere, which says nothing about what is flat."""
     model = small_model()
     optimizer = torch_ire.AdmIRE(
@@ -255,7 +255,7 @@ def test_the_schedule_counts_and_a_mask_needs_an_estimate(scaled):
 
 
 @pytest.mark.parametrize("name", ["AdmIRE", "SGDIRE", "SAMIRE-adamw"])
-def test_nothing_waits_for_the_device(name):
+def test_a_replayed_step_decides_on_the_device(name):
     """A recorded step is replayed with finite gradients and others, and decides each time."""
     case = next(case for case in CASES if case.name == name)
     params = [torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(3, dtype=torch.float64))]
@@ -283,7 +283,7 @@ def test_nothing_waits_for_the_device(name):
 @pytest.mark.parametrize("with_scaler", [False, True])
 @pytest.mark.parametrize("form", ["two calls", "context"])
 @pytest.mark.parametrize("case", SAM_CASES, ids=[case.name for case in SAM_CASES])
-def test_a_scaler_hears_of_a_first_pass_that_overflows(case, form, with_scaler):
+def test_a_scaler_lowers_its_scale_after_an_overflow_in_the_first_pass(case, form, with_scaler):
     """It skips the step either way, and halves its scale if first_step knows it; then training goes on."""
     model = small_model()
     optimizer = case(model.parameters(), **ONCE)
@@ -347,7 +347,7 @@ def test_a_scaler_finds_its_scale(name):
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("decay_at_base_rate", [False, True])
-def test_ire_around_another_optimizer_under_a_scaler(fused, decay_at_base_rate):
+def test_a_step_that_a_scaler_skips_is_not_amplified(fused, decay_at_base_rate):
     model = small_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.1, fused=fused)
     torch_ire.IRE(optimizer, kappa=2.0, gamma=0.6, curvature="random", amplify_weight_decay=not decay_at_base_rate)

@@ -55,7 +55,7 @@ def test_rho_and_kappa_zero_is_the_base_optimizer(case):
 
 @pytest.mark.parametrize("curvature", ["fisher", "hutchinson", "random", "second_moment"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_step_identity(case, curvature):
+def test_a_step_is_amplified_by_one_plus_kappa_on_flat_coordinates(case, curvature):
     """theta_new = theta + (1 + kappa n) Delta, with Delta the displacement of the same optimizer at kappa = 0."""
     if curvature == "second_moment" and not case.has_second_moment:
         pytest.skip("SGD has no second moment")
@@ -102,7 +102,7 @@ def test_an_all_flat_mask_is_a_larger_learning_rate(case):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
 
 
-def test_decay_can_stay_at_its_base_rate():
+def test_weight_decay_stays_at_its_base_rate_without_amplification():
     theta = torch.tensor([2.0, 2.0])
     for amplify, factor in ((True, 1 - 0.1 * 0.5 * 5), (False, 1 - 0.1 * 0.5)):
         p = torch.nn.Parameter(theta.clone())
@@ -114,7 +114,7 @@ def test_decay_can_stay_at_its_base_rate():
         torch.testing.assert_close(p.detach(), torch.tensor([2.0 * factor, 2.0 * 0.95]))
 
 
-def test_sgd_rejects_a_decay_that_it_cannot_take_apart():
+def test_sgd_rejects_amplify_weight_decay_false_with_a_weight_decay():
     p = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(ValueError, match="decoupled"):
         torch_ire.SGDIRE([p], weight_decay=0.1, amplify_weight_decay=False)
@@ -139,7 +139,7 @@ def test_nothing_is_amplified_before_the_warmup():
     assert max(float((p - q).abs().max()) for p, q in zip(values(model), values(base), strict=True)) > 1e-3
 
 
-def test_masks_are_due_when_the_algorithm_says():
+def test_masks_are_due_at_the_steps_of_algorithm_1():
     model = small_model()
     opt = torch_ire.SGDIRE(model.parameters(), warmup_steps=5, mask_interval=4)
     labels = torch_ire.LabelGenerator(seed=0)
@@ -174,7 +174,7 @@ def test_kappa_follows_the_learning_rate(lr):
     assert moved == pytest.approx([0.1 * 5, 0.2 * 5, 0.05 * 2], rel=1e-5)
 
 
-def test_the_largest_learning_rate_is_a_groups_own():
+def test_each_group_tracks_its_own_largest_learning_rate():
     a = torch.nn.Parameter(torch.zeros(1))
     ours = torch_ire.SGDIRE([a], lr=1.0, kappa_follows_lr=True, curvature="random")
     theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -204,7 +204,7 @@ def test_a_captured_step_replays_with_the_largest_learning_rate():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64])
-def test_a_tensor_learning_rate_of_any_dtype(dtype):
+def test_a_tensor_learning_rate_may_have_any_dtype(dtype):
     p = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch_ire.SGDIRE([p], lr=torch.tensor(2, dtype=dtype), kappa=torch.tensor(0, dtype=dtype))
     p.grad = torch.ones(1)
@@ -213,7 +213,7 @@ def test_a_tensor_learning_rate_of_any_dtype(dtype):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_native_and_reference_take_the_same_path(case):
+def test_native_and_reference_steps_agree(case):
     models = [small_model(), small_model()]
     for model, implementation in zip(models, ("native", "reference"), strict=True):
         train(model, case(model.parameters(), kappa=2.0, gamma=0.7, implementation=implementation), range(12))
@@ -249,7 +249,7 @@ def test_stochastic_rounding_moves_bfloat16_weights_on_average():
     assert moved["stochastic"] == pytest.approx(1e-3, rel=0.03)
 
 
-def test_stochastic_rounding_repeats_itself():
+def test_stochastic_rounding_is_reproducible():
     def run(seed):
         p = torch.nn.Parameter(torch.linspace(-2, 2, 4097).bfloat16())
         q = torch.nn.Parameter(torch.linspace(-2, 2, 4097).bfloat16())
@@ -268,7 +268,7 @@ def test_stochastic_rounding_repeats_itself():
 
 
 @given(st.data())
-def test_any_layout_and_missing_gradients(data):
+def test_native_and_reference_agree_for_any_layout_and_missing_gradients(data):
     """Strided, channels-last, sliced, empty and scalar parameters; gradients laid out otherwise or missing."""
     shapes = data.draw(st.lists(st.sampled_from([(), (0,), (1,), (7, 5), (2, 3, 4, 4), (33,)]), min_size=1, max_size=5))
     kind = [data.draw(st.sampled_from(["plain", "transposed", "channels_last", "sliced"])) for _ in shapes]
@@ -312,7 +312,7 @@ def test_any_layout_and_missing_gradients(data):
             assert torch.equal(a.contiguous(), s)
 
 
-def test_the_toy_of_figure_1():
+def test_the_toy_of_figure_1_moves_as_in_the_paper():
     """L = (1 + u^2) v^2 / 2 from (1, 0.01), with the mask (1, 0) of the flat coordinate (PAPER Fig. 1)."""
 
     def run(kappa, lr, steps):
@@ -354,7 +354,7 @@ def test_a_mask_from_gradients_follows_the_definition():
 
 
 @pytest.mark.parametrize("ranking", ["global", "group", "parameter"])
-def test_rankings(ranking):
+def test_each_ranking_marks_its_share(ranking):
     a, b, c = (torch.nn.Parameter(torch.zeros(100)) for _ in range(3))
     opt = torch_ire.AdmIRE([{"params": [a, b]}, {"params": [c], "gamma": 0.25}], gamma=0.5, ranking=ranking)
     generator = torch.Generator().manual_seed(0)
@@ -374,7 +374,7 @@ def test_rankings(ranking):
 
 
 @pytest.mark.parametrize("curvature_beta", [0.0, 0.9])
-def test_ties_nonfinite_scores_and_missing_estimates(curvature_beta):
+def test_ties_are_flat_and_nonfinite_scores_and_missing_estimates_are_not(curvature_beta):
     p, q = torch.nn.Parameter(torch.zeros(8)), torch.nn.Parameter(torch.zeros(3))
     opt = torch_ire.SGDIRE([p, q], gamma=0.5, curvature_beta=curvature_beta)
     p.grad = torch.tensor([0.0, -0.0, 0.0, 0.0, 0.0, torch.nan, torch.inf, 5.0])
@@ -400,7 +400,7 @@ def test_scores_of_half_precision_gradients_neither_overflow_nor_underflow():
     assert unpack(opt.state[p]["flat_mask"], p).tolist() == [False, True, False, True]
 
 
-def test_one_ranking_over_several_dtypes():
+def test_one_ranking_covers_several_dtypes():
     p = torch.nn.Parameter(torch.zeros(4))
     q = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
     opt = torch_ire.SGDIRE([p, q], gamma=0.5)
@@ -447,7 +447,7 @@ def test_random_masks_have_the_share_and_change_every_interval():
     assert not torch.equal(masks[1], masks[2])
 
 
-def test_every_group_may_have_a_curvature_of_its_own():
+def test_each_group_may_have_its_own_curvature():
     """Gradients are ranked among the groups that ask for them, moments among theirs, and a control stays a control."""
     fisher, other, moments, control, control_twin = (torch.nn.Parameter(torch.ones(1000)) for _ in range(5))
     optimizer = torch_ire.AdmIRE(
@@ -481,7 +481,7 @@ def test_every_group_may_have_a_curvature_of_its_own():
 
 
 @pytest.mark.parametrize("curvature", ["fisher", "second_moment", "hutchinson", "random"])
-def test_a_refresh_makes_no_state_where_there_is_no_estimate(curvature):
+def test_a_refresh_creates_no_state_without_an_estimate(curvature):
     """An entry without the base optimizer's tensors would be taken for its whole state."""
     p, frozen = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4), requires_grad=False)
     optimizer = torch_ire.AdmIRE([frozen, p], curvature=curvature)

@@ -63,7 +63,7 @@ def along(*chain: Make) -> tuple[nn.Module, torch.optim.Optimizer]:
     ],
     ids=lambda chain: "-".join(part if isinstance(part, str) else part.__name__ for part in chain),
 )  # fmt: skip
-def test_weight_decay_crosses_as_that_of_adamw_does(ours, chain):
+def test_weight_decay_after_a_load_from_or_into_adam_is_that_of_adamw(ours, chain):
     """``decoupled_weight_decay`` of a checkpoint says how Adam goes on; AdamW decouples whatever it says."""
     model, _ = along(*(ours if part == "ours" else part for part in chain))
     expected, _ = along(*(adamw if part == "ours" else part for part in chain))
@@ -111,7 +111,7 @@ def test_sgd_leaves_the_keys_of_torch(arguments, steps, implementation):
 
 
 @pytest.mark.parametrize("make", [torch_ire.SGDIRE, torch_ire.SAMIRE], ids=["SGDIRE", "SAMIRE"])
-def test_a_mask_is_all_that_sgd_without_momentum_keeps(make):
+def test_sgd_without_momentum_keeps_only_a_mask(make):
     model = small_model()
     optimizer = make(model.parameters(), lr=0.1, curvature="fisher", mask_interval=1)
     for number in range(2):
@@ -157,7 +157,7 @@ def test_one_beta_of_two_as_a_tensor_is_refused(make, betas):
 
 @pytest.mark.parametrize("make", MAKES, ids=["AdmIRE", "SAMIRE"])
 @pytest.mark.parametrize("implementation", ["native", "reference"])
-def test_both_betas_as_tensors_are_refused_or_right(make, implementation):
+def test_both_betas_as_tensors_are_refused_or_step_correctly(make, implementation):
     """Right: they are read at each step, and come through a checkpoint."""
     betas = (torch.tensor(0.8, dtype=torch.float64), torch.tensor(0.95, dtype=torch.float64))
     model, other = small_model(), small_model()

@@ -168,7 +168,7 @@ def test_no_gradient_on_any_rank_is_an_error_on_all(ranks, case):
 
 
 def rests_at_a_learning_rate_of_zero(device: torch.device) -> tuple[int, int]:
-    """Rank 1 never has a gradient, and hence no state, when a schedule comes to 0; at first DCP makes a rehearsal."""
+    """Rank 1 never has a gradient, and hence no state, when a schedule comes to 0; before, DCP creates state."""
     twins = Twins(device, ["rows"])
     optimizer = torch_ire.AdmIRE(twins.parts, lr=0.0, curvature="second_moment", mask_interval=1)
     for param in twins.parts:

@@ -26,9 +26,9 @@ from torch_ire.steps.state_layout import ROUNDING_STATE_KEYS, state_dtype
 from torch_ire.steps.tensor_lists import new_state
 
 _SCALARS = ("step", "hessian_diag_updates")
-# State tensors with a dtype of their own, whatever the parameter's.
+# State tensors whose dtype differs from torch's rule, the dtype of the parameter.
 DECLARED = ("step", "flat_mask", "hessian_diag", "hessian_diag_updates", *ROUNDING_STATE_KEYS)
-# Group keys that a checkpoint does not change: how this process runs the step, and what the class does.
+# Group keys that loading keeps: they describe this process and this class, not the saved run.
 _PROCESS_OPTIONS = ("capturable", "decoupled_weight_decay")
 
 
@@ -177,7 +177,7 @@ def _by_position(state_dict: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
 
 
 def _local_value(value: Tensor, param: Tensor) -> Tensor:
-    """The local part of a loaded tensor: replicated, sharded as the parameter, or sharded in another way."""
+    """The local part of a loaded tensor: a plain one, or a ``DTensor`` in the parameter's or other placements."""
     if not is_dtensor(value):
         return part_of_full(value, param)
     if is_dtensor(param) and same_placement(value, param):
@@ -188,7 +188,7 @@ def _local_value(value: Tensor, param: Tensor) -> Tensor:
 def completed_groups(
     state_dict: Mapping[str, Any], current: Sequence[Mapping[str, Any]], process_options: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Saved groups, with the IRE arguments that a checkpoint of the base optimizer lacks from the current groups.
+    """Saved groups; keys that a checkpoint of the base optimizer lacks come from the current groups.
 
     State follows the names of the parameters if both have them, in any order. The schedule continues from the base
     optimizer's step count if there is one.

@@ -26,14 +26,13 @@ def saved(
 
     A ``DTensor`` parameter has a ``DTensor`` mask. A parameter with state but without a mask or an average so far gets
     an empty one, so that a state dict has the same keys at every step: checkpoint tools load only the keys of a fresh
-    optimizer. ``capturable`` says how a process runs the step, so it is saved as ``False``.
+    optimizer. ``capturable`` describes the process, not the run, so it is saved as ``False``.
 
     Args:
         state_dict: As ``torch.optim.Optimizer.state_dict`` returns it; its dicts are not changed.
         params: The parameters in the order of the groups.
         groups: The groups.
-        labels: The generator whose position is saved. The rank is mixed in at the draw, so one position serves all
-            ranks.
+        labels: The generator whose position to save. Its draws mix in the rank, so one position serves all ranks.
     """
     group_of = [group for group in groups for _ in group["params"]]
     state = {

@@ -27,7 +27,7 @@ def operator_call(
     Args:
         lists: The tensors.
         rule: The update rule of their group.
-        start: Where the step starts for the parameters that a perturbation has moved; empty: at the parameters.
+        start: theta of the parameters that a perturbation has moved; empty if the parameters stand at theta.
         grad_scale: The loss scale of the gradients.
         found_inf: The skip flag.
     """

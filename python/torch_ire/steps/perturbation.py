@@ -45,26 +45,26 @@ def buffer_for(buffers: dict[Tensor, Tensor], param: Tensor) -> Tensor:
 
 @dataclass
 class Perturbation:
-    """The position of the parameters within a SAM step. Not part of the state: it does not outlive a step."""
+    """The position of the parameters within a SAM step. It is not saved, because it does not outlive a step."""
 
     #: theta of the parameters that stand at theta + e; empty between steps
     moved: dict[Tensor, Tensor] = field(default_factory=dict)
     #: whether the parameters stand at theta + e; a rank may hold no part of any parameter that moved
     is_active: bool = False
-    #: versions of the perturbed parameters right after the move: one that somebody has written since stays as it is
+    #: versions of the perturbed parameters right after the move; a parameter written later is not restored
     versions: dict[Tensor, int] = field(default_factory=dict)
     #: whether the step from theta has begun to write
     is_stepping: bool = False
     #: whether the gradients at theta + e are in ``.grad`` although the parameters are theta again
     has_gradients: bool = False
-    #: norm of the direction, not finite if nothing moved; and 1 if a gradient was not finite, ``None`` if not asked
+    #: norm of the direction, not finite if nothing moved; flag of non-finite gradients, ``None`` without skip_nonfinite
     norm: Tensor | None = None
     found_nonfinite: Tensor | None = None
     #: the ``GradScaler`` to inform of an overflow
     scaler: Any = None
     #: memory of the backups, kept from step to step
     buffers: dict[Tensor, Tensor] = field(default_factory=dict)
-    #: the same for a compiled first_step, which Dynamo can follow in a dict that exists
+    #: position after a compiled first_step; a dict, because Dynamo can follow writes to one that exists
     in_graph: dict[str, Any] = field(default_factory=lambda: {"moved": False, "norm": None})
 
     def take_over(self, groups: Iterable[Group]) -> None:
@@ -148,7 +148,7 @@ class _Move:
 
 
 def _moves(targets: Sequence[Target], buffers: dict[Tensor, Tensor], norm: Tensor) -> Iterator[_Move]:
-    """The calls that move the parameters, one per kind; parameters with gaps in memory move one by one."""
+    """The calls that move the parameters, one per device and dtype; strided parameters move one by one."""
     found: dict[Any, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]] = {}
     for group, owner, direction in targets:
         param, backup = local_part(owner), buffer_for(buffers, owner)
@@ -259,7 +259,7 @@ def groups_agree(groups: Iterable[Mapping[str, Any]], owner: str) -> bool:
 
 
 def nonfinite_directions(targets: Sequence[Target], groups: Sequence[Group]) -> Tensor | None:
-    """The flag of ``nonfinite_flag`` for the gradients of the first pass."""
+    """The flag of :func:`nonfinite_flag` for the gradients of the first pass."""
     dense = ((group, param, g if is_dense(g) else g.contiguous()) for group, param, g in targets)
     lists = [TensorLists(group, [param], grads=[grad]) for group, param, grad in dense]
     return nonfinite_flag(functions_of, lists, groups)

@@ -19,13 +19,13 @@ def check_perturbed_gradients(owner: str, params: Iterable[Tensor]) -> None:
     if all(param.grad is None for param in params):
         raise RuntimeError(
             f"{owner}.step(closure): the closure left no gradient at the perturbed parameters; it has to call "
-            "backward() each time. Where a trainer passes a closure that computes nothing (Lightning's manual "
+            "backward() each time. If a trainer passes a closure that computes nothing (Lightning's manual "
             "optimization), call first_step() and second_step()"
         )
 
 
 def _as_laid_out_now(theta: Tensor, param: Tensor) -> Tensor:
-    """A backup in the layout of its parameter, which may have changed its memory format since."""
+    """A backup in the present layout of its parameter, whose memory format may have changed since the first pass."""
     part = local_part(param)
     return laid_out_like(theta, part) if theta.shape == part.shape and is_dense(part) else theta
 
@@ -41,7 +41,7 @@ def step_from_theta(optimizer: Any, state: Perturbation) -> None:
     found_inf = state.found_inf(optimizer, getattr(optimizer, "found_inf", None))
     start = {param: _as_laid_out_now(theta, param) for param, theta in state.moved.items()}
     stepping = {param for param in params if param.grad is not None}
-    if state.is_active:  # a gradient in the second pass alone: a step from where the parameter is
+    if state.is_active:  # a parameter with a gradient in the second pass only has not moved, and starts where it is
         start |= {param: local_part(param).clone() for param in stepping if param not in start}
     # parameters that take no step, without a gradient or no longer in a group, return to theta
     back = [functools.partial(local_part(p).copy_, theta) for p, theta in start.items() if p not in stepping]

@@ -20,7 +20,7 @@ def is_state_init_step(
 ) -> bool:
     """Detects the no-op step that checkpoint tools use to create optimizer state.
 
-    In it no parameter has state, every learning rate is 0, and so is every gradient. It leaves the parameters alone,
+    In such a step no parameter has state, and every learning rate and gradient is 0. It leaves the parameters alone,
     refreshes no mask and does not advance the schedule. The first step of a warm-up that starts at 0 is a step of
     Algorithm 1: its gradients are not zero. A learning rate in device memory is not read. For sharded parameters all
     ranks decide together, which sends one number per shard group, when every learning rate is 0.
@@ -28,7 +28,7 @@ def is_state_init_step(
     Args:
         groups: The groups of one optimizer.
         state: Its state before the step.
-        beside: Parameters of other optimizers in the same training step: if they have gradients, it is one.
+        beside: Parameters of other optimizers in the same training step. If one has a gradient, the step counts.
     """
     if capturing() or not all(_is_zero(group.get("lr")) for group in groups):
         return False
@@ -51,7 +51,7 @@ def ensure_saved_state(lists: Sequence[TensorLists], state: Mapping[Tensor, dict
 
 
 def ensure_saved_entry(group: Mapping[str, Any], param: Tensor, state: dict[str, Any]) -> None:
-    """The same for one parameter."""
+    """As :func:`ensure_saved_state`, for one parameter."""
     if isinstance(group["curvature"], str):
         state.setdefault("flat_mask", empty_mask(local_part(param)))
         if group["curvature_beta"] > 0:

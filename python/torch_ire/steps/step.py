@@ -34,7 +34,7 @@ def take_step(
     first: Sequence[Callable[[], Any]] = (),
     last: Sequence[Callable[[], Any]] = (),
 ) -> None:
-    """Takes a step. Everything that can raise comes before the first write; the writes are one uninterrupted block.
+    """Takes a step. All checks come before the first write, and the writes are one uninterrupted block.
 
     Args:
         optimizer: The optimizer.
@@ -84,7 +84,7 @@ def take_step(
 
 
 def _gather(optimizer: Any, *, refresh: bool) -> list[TensorLists]:
-    """The checked tensor lists of the step; ``refresh`` also makes the refreshes that precede a step."""
+    """The checked tensor lists of the step; with ``refresh``, after the refreshes that precede a step."""
     name, groups = type(optimizer).__name__, optimizer.param_groups
     for group in groups:  # a schedule may have driven an argument out of its range
         optimizer._rule(group).check(group)
@@ -126,6 +126,6 @@ def _undone_on_error(before: Mapping[Tensor, Tensor]) -> Iterator[None]:
 
 
 def _graph_capture_check(optimizer: torch.optim.Optimizer) -> None:
-    """The check of ``torch.optim`` that a captured step was made capturable, under its name in each torch version."""
+    """Runs torch's check that a captured step is capturable; its name depends on the torch version."""
     check = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
     (check or optimizer._cuda_graph_capture_health_check)()
