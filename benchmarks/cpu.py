@@ -35,6 +35,7 @@ def transformer_shapes(vocabulary: int, width: int, layers: int, biases: bool) -
 MODELS = {
     "58 M in 75 tensors": transformer_shapes(38_000, 512, 12, False),
     "2 M in 166 tensors": [*transformer_shapes(256, 96, 18, True), (96,)],
+    "1 M in 1,000 tensors": [(1000,)] * 1000,
 }
 
 
