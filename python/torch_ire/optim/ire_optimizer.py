@@ -169,7 +169,7 @@ class IREOptimizer(torch.optim.Optimizer):
                 "hutchinson" lacks the replicas. No tensor has been changed then.
             ValueError: ``num_predictions`` is not a positive number.
 
-        Cost: one to three reads of the gradients, at most 1 MiB of workspace with ``curvature_beta=0``. Determinism:
+        Cost: one to three reads of the gradients, at most 4 MiB of workspace with ``curvature_beta=0``. Determinism:
         exact and independent of the number of threads. Replicas with equal gradients get equal masks without
         communication. For sharded parameters all ranks have to call, also one without gradients, and each gets the
         threshold that one process would get: 49 KiB per rank and shard group.
