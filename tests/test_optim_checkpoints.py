@@ -151,7 +151,7 @@ def test_copies_are_complete(case, make_copy):
     optimizer = case(model.parameters(), kappa=2.0, curvature_beta=0.5)
     train(model, optimizer, range(4))
     twin, twin_optimizer = make_copy((model, optimizer))
-    assert twin_optimizer._step_supports_amp_scaling
+    assert twin_optimizer._step_supports_amp_scaling == optimizer._step_supports_amp_scaling
     train(model, optimizer, range(4, 14), labels=torch_ire.LabelGenerator(seed=1))
     train(twin, twin_optimizer, range(4, 14), labels=torch_ire.LabelGenerator(seed=1))
     assert_same_values(model, twin)

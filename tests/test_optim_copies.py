@@ -269,3 +269,31 @@ def test_going_back_to_a_checkpoint_of_ones_own_repeats_the_labels(subject):
     run.optimizer.load_state_dict(checkpoint[1])
     looped(run.model, run.handle, run.optimizer, range(3, 6))
     assert_equal(run.params, expected)
+
+
+@pytest.mark.parametrize("subject", [s for s in EVERY if "native" in s.name], ids=name_of)
+def test_going_back_to_a_checkpoint_from_before_the_first_draw_repeats_the_labels(subject):
+    torch_ire.default_label_generator.manual_seed(5)
+    run = started(subject)
+    checkpoint = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
+    looped(run.model, run.handle, run.optimizer, range(3))
+    expected = run.theta()
+    run.model.load_state_dict(checkpoint[0])
+    run.optimizer.load_state_dict(checkpoint[1])
+    looped(run.model, run.handle, run.optimizer, range(3))
+    assert_equal(run.params, expected)
+
+
+def test_a_handle_does_not_keep_the_estimates_of_a_removed_parameter():
+    """They wait for the optimizer's own state, which the parameter never gets."""
+    stays, leaves = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [stays]}, {"params": [leaves]}], lr=0.1, momentum=0.9)
+    handle = torch_ire.IRE(optimizer)
+    stays.grad, leaves.grad = torch.ones(3), torch.ones(3)
+    handle.update_mask()
+    optimizer.param_groups.pop()
+    kept = weakref.ref(leaves)
+    del leaves
+    stays.grad = torch.ones(3)
+    optimizer.step()
+    assert kept() is None

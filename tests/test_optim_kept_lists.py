@@ -162,3 +162,16 @@ def test_a_step_keeps_no_copy_of_a_parameter_with_gaps_in_memory():
     before = param.detach().clone()
     step(optimizer)
     assert not torch.equal(param, before)
+
+
+def test_state_that_is_replaced_between_steps_is_freed():
+    """Offloading moves state to the host for a while, to free the memory of the device."""
+    optimizer = adm_ire([parameter(3), parameter(5, seed=1)])
+    step(optimizer)
+    step(optimizer)
+    replaced = [weakref.ref(tensor) for entry in optimizer.state.values() for tensor in entry.values()]
+    for entry in optimizer.state.values():
+        entry.update({key: tensor.clone() for key, tensor in entry.items()})
+    assert [ref() for ref in replaced] == [None] * 8
+    step(optimizer)
+    assert [float(entry["step"]) for entry in optimizer.state.values()] == [3.0, 3.0]

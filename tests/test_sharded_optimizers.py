@@ -166,7 +166,7 @@ def equals_one_process(
     summary = pair[0].ire_summary(over_mesh=True)
     assert summary["flat_share"] == whole["flat_share"] > 0
     assert summary["flat_share_by_parameter"] == whole["flat_share_by_parameter"]
-    return [lists.is_packed for plan in pair[0]._plan._plans.values() for lists in plan.lists]
+    return [bool(lengths) for plan in pair[0]._plan._plans.values() for lengths in plan.packed]
 
 
 @pytest.mark.parametrize("curvature", ["fisher", "random"])

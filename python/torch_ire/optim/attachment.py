@@ -155,6 +155,8 @@ class Attachment:
         """The groups of all optimizers, which share one ranking, and their state."""
         optimizers = self.optimizers()
         owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        for param in [param for param in self._pending if param not in owners]:
+            del self._pending[param]
 
         def state_of(param: Tensor) -> dict[str, Any]:
             state: dict[str, Any] | None = owners[param].state.get(param)

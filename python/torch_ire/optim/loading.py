@@ -224,7 +224,12 @@ def _in_order_of(old: Mapping[str, Any], current: Mapping[str, Any]) -> Mapping[
 
 
 def take_label_position(groups: Iterable[Any], labels: LabelGenerator) -> None:
-    """Moves a label generator to the position of a loaded checkpoint, and removes the position from the groups."""
+    """Moves a label generator to the position of a loaded checkpoint, and removes the position from the groups.
+
+    A checkpoint from before the first draw has no position: the generator starts over from its seed.
+    """
+    if labels.used:
+        labels.manual_seed(labels.state_dict()["seed"])
     for group in groups:
         seed, offset = (int(group.get(f"ire_label_{key}", 0)) for key in ("seed", "offset"))
         group.update({"ire_label_seed": 0, "ire_label_offset": 0})

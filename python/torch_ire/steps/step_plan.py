@@ -46,6 +46,9 @@ class _GroupPlan:
     sizes: list[int]
     addresses: list[list[int]]
     strides: list[list[tuple[int, ...]]]
+    # per lists: ids of the state tensors by key, and lengths of the packed tensors; the tensors belong to the state
+    columns: list[dict[str, list[int]]]
+    packed: list[dict[str, int]]
 
     @classmethod
     def of(
@@ -62,6 +65,8 @@ class _GroupPlan:
             [sum(map(len, some.entries)) for some in lists],
             [_addresses(some) for some in lists],
             [list(map(Tensor.stride, some.params)) for some in lists],
+            [{key: list(map(id, column)) for key, column in some.columns.items()} for some in lists],
+            [{key: tensor.numel() for key, tensor in some.packed.items()} for some in lists],
         )
 
     def take_gradients(self, group: Group, first: int, rule: UpdateRule) -> bool:
@@ -75,34 +80,31 @@ class _GroupPlan:
             return False
         if any(state_keys(rule, group, dtype) != keys for dtype, keys in self.keys.items()):
             return False
-        return all(map(self._take, self.lists, self.dtypes, self.sizes, self.addresses, self.strides))
+        return all(map(self._take, range(len(self.lists))))
 
-    def _take(
-        self,
-        lists: TensorLists,
-        dtype: torch.dtype,
-        size: int,
-        addresses: list[int],
-        strides: list[tuple[int, ...]],
-    ) -> bool:
-        if lists.copies or sum(map(len, lists.entries)) != size:
+    def _take(self, i: int) -> bool:
+        lists, strides = self.lists[i], self.strides[i]
+        if lists.copies or sum(map(len, lists.entries)) != self.sizes[i]:
             return False
         params = lists.params_of_group
         if lists.params is not params and not all(map(operator.is_, map(local_part, params), lists.params)):
             return False
-        if set(map(operator.attrgetter("dtype"), params)) != {dtype}:
+        if set(map(operator.attrgetter("dtype"), params)) != {self.dtypes[i]}:
             return False
         if list(map(Tensor.stride, lists.params)) != strides:
             return False
-        for key, column in lists.columns.items():
-            kept = map(dict.get, lists.entries, itertools.repeat(key))
-            if are_plain(column) and lists.params is params:
-                if not all(map(operator.is_, kept, column)):
-                    return False
-            elif not all(a is not None and local_part(a) is b for a, b in zip(kept, column, strict=True)):
+        for key, ids in self.columns[i].items():
+            column: list[Any] = list(map(dict.get, lists.entries, itertools.repeat(key)))
+            if lists.params is not params:
+                column = list(map(local_part, column))
+            if list(map(id, column)) != ids:
                 return False
-        if _addresses(lists) != addresses:
+            lists.columns[key] = column
+        if _addresses(lists) != self.addresses[i]:
             return False
+        for key, length in self.packed[i].items():
+            first = lists.columns[key][0]
+            lists.packed[key] = first.as_strided((length,), (1,), first.storage_offset())
         grads = list(map(operator.attrgetter("grad"), params))
         if any(map(operator.is_, grads, itertools.repeat(None))):
             return False

@@ -142,8 +142,9 @@ class TensorLists:
         mark_local_writes(self.params_of_group)
 
     def release(self) -> None:
-        """Drops the gradients, which the lists would keep alive between steps."""
+        """Drops the gradients and the state, which the lists would keep alive between steps."""
         self.grads, self.restore_from = [], []
+        self.columns, self.packed = {}, {}
 
     # -- building ----------------------------------------------------------------------------------------------------
 
