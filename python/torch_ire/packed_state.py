@@ -14,6 +14,19 @@ from torch import Tensor
 from torch_ire.packed_mask import num_bytes
 
 SEGMENT_BYTES = 64
+#: Larger parameters are not packed: an entry of their state in a list costs little beside their arithmetic, and copies
+#: of packed state, which :func:`unpacked` makes, stay small.
+PACKED_NUMEL = 1 << 16
+
+
+def is_packable(part: Tensor) -> bool:
+    """Whether the state of a parameter is packed with that of others."""
+    return part.numel() <= PACKED_NUMEL
+
+
+def unpacked(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy if it is a segment: ``pickle`` would save all of the packed tensor with each one."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes and is_packable(tensor) else tensor
 
 
 def segment_numel(numel: int, itemsize: int) -> int:

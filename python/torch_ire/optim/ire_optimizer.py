@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, overload
@@ -13,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from torch_ire import _native
 from torch_ire.optim.loading import DECLARED, load
 from torch_ire.optim.mask_engine import MaskEngine, Targets
-from torch_ire.optim.saving import saved
+from torch_ire.optim.saving import apart, saved
 from torch_ire.replicas import check_replicas
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import check_placements
@@ -105,8 +106,13 @@ class IREOptimizer(torch.optim.Optimizer):
         join_schedule(group, self.param_groups[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        labels = self.label_generator
-        return {**super().__getstate__(), "_labels": labels.state_dict() if labels.used else None}
+        labels, whole = self.label_generator, super().__getstate__()
+        state = {
+            key: {k: apart(v) for k, v in entry.items()} if isinstance(entry, dict) else entry
+            for key, entry in whole["state"].items()
+        }
+        position = labels.state_dict() if labels.used else None
+        return {**whole, "state": collections.defaultdict(dict, state), "_labels": position}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         labels = state.get("_labels")

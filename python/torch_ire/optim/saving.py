@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_ire.masks.estimates import ensure_average
 from torch_ire.packed_mask import follow_layout, unpack
+from torch_ire.packed_state import unpacked
 from torch_ire.sampled_loss import LabelGenerator
 from torch_ire.sharding import local_part, wrapped_like
 from torch_ire.steps.projected import without_projectors
@@ -47,7 +48,17 @@ def saved(
     return without_projectors({**state_dict, "state": state, "param_groups": saved_groups})
 
 
+def apart(value: Any) -> Any:
+    """A state tensor without the others that share its memory, so that ``pickle`` saves it alone."""
+    if not isinstance(value, Tensor):
+        return value
+    part = local_part(value)
+    alone = unpacked(part)
+    return value if alone is part else wrapped_like(alone, value)
+
+
 def _readable(entry: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    entry = {key: value if key == "flat_mask" else apart(value) for key, value in entry.items()}
     packed = entry.get("flat_mask")
     if packed is None and not isinstance(group["curvature"], str):
         return dict(entry)  # a projector needs neither

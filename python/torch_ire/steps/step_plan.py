@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from torch_ire.packed_mask import num_bytes
+from torch_ire.packed_state import is_packable
 from torch_ire.sharding import are_plain, local_part, local_part_like
-from torch_ire.steps.schedule import Group
+from torch_ire.steps.schedule import Group, on_device
 from torch_ire.steps.state_layout import state_dtype
 from torch_ire.steps.tensor_lists import TensorLists, dense_gradient
 from torch_ire.steps.update_rules import UpdateRule, state_keys
@@ -267,17 +268,19 @@ def _plan(
     members: Sequence[tuple[int, Tensor, Tensor]],
     state: Mapping[Tensor, dict[str, Any]],
 ) -> _GroupPlan:
-    by_kind: dict[tuple[torch.device, torch.dtype], TensorLists] = {}
+    by_kind: dict[tuple[torch.device, torch.dtype, bool], TensorLists] = {}
     keys: dict[torch.dtype, tuple[str, ...]] = {}
     for index, param, grad in members:
-        kind = (local_part(param).device, param.dtype)
+        part = local_part(param)
+        # a call takes all of its state packed, or none
+        kind = (part.device, param.dtype, is_packable(part) or on_device(group))
         needed = keys.setdefault(param.dtype, state_keys(rule, group, param.dtype))
         # SGD without momentum has no state, and gets no empty entry either
         entry = state[param] if needed or param in state else {}
         by_kind.setdefault(kind, TensorLists(group)).add(index, param, grad, entry)
     lists = list(by_kind.values())
     for some in lists:
-        some.collect_state(keys[some.dtype])
+        some.collect_state(keys[some.dtype], repack=len(members) == len(group["params"]))
         if not some.copies and are_plain(some.params_of_group):
             some.params = some.params_of_group
     return _GroupPlan.of(group, first, keys, lists)

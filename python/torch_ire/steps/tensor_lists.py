@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from torch_ire.counter_rng import as_int64, mix64
 from torch_ire.layouts import is_dense, laid_out_like
-from torch_ire.packed_mask import empty_mask, follow_layout, num_bytes
-from torch_ire.packed_state import packed_mask_views, packed_numel, packed_views, segment_numel
+from torch_ire.packed_mask import empty_mask, follow_layout, note_layout, num_bytes
+from torch_ire.packed_state import is_packable, packed_mask_views, packed_numel, packed_views, segment_numel
 from torch_ire.sharding import (
     first_coordinate,
     is_whole,
@@ -132,8 +133,14 @@ class TensorLists:
 
     def check_gradients(self, owner: str) -> None:
         """Raises ``RuntimeError`` for a gradient that the operator would refuse."""
-        for param in self.params_of_group:
-            dense_gradient(param, owner)
+        shape, dtype, device = map(operator.attrgetter, ("shape", "dtype", "device"))
+        if not (
+            set(map(dtype, self.grads)) == {self.dtype}
+            and set(map(device, self.grads)) == {self.params[0].device}
+            and all(map(operator.eq, map(shape, self.grads), map(shape, self.params)))
+        ):
+            for param in self.params_of_group:  # raises in words
+                dense_gradient(param, owner)
 
     def finish(self) -> None:
         """Copies dense copies back, and advances the versions of sharded parameters."""
@@ -148,8 +155,13 @@ class TensorLists:
 
     # -- building ----------------------------------------------------------------------------------------------------
 
-    def collect_state(self, keys: Sequence[str]) -> None:
-        """Creates missing state, and fills the columns."""
+    def collect_state(self, keys: Sequence[str], *, repack: bool) -> None:
+        """Creates missing state, and fills the columns.
+
+        Args:
+            keys: The state that the step needs.
+            repack: Whether to pack state that lies apart, as that of copies does.
+        """
         created: list[dict[str, Any]] = [{} for _ in self.entries]
         for key in keys:
             self._create(key, created)
@@ -157,17 +169,34 @@ class TensorLists:
             entry.update(new)  # all keys of a parameter at once
         for key in keys:
             self.columns[key] = [self._laid_out(key, i) for i in range(len(self.params))]
-        masks = [entry.get("flat_mask") for entry in self.entries]
+        masks: list[Any] = [entry.get("flat_mask") for entry in self.entries]
         for mask, part in zip(masks, self.params, strict=True):
             if mask is not None:
                 follow_layout(mask, part)
         if any(mask is not None for mask in masks):
             pairs = zip(self.params, masks, strict=True)
             self.columns["flat_mask"] = [empty_mask(part) if mask is None else mask for part, mask in pairs]
-        if len(self.params) > 1 and self.columns:
+        if len(self.params) > 1 and is_packable(self.params[0]) and not on_device(self.group):
             packed = {key: _packed_tensor(key, column, self.params) for key, column in self.columns.items()}
+            if (
+                repack
+                and len({mask is None for mask in masks}) == 1
+                and any(tensor is None for tensor in packed.values())
+            ):
+                packed = {key: self._repacked(key) for key in packed}
             if all(tensor is not None for tensor in packed.values()):
                 self.packed = {key: tensor for key, tensor in packed.items() if tensor is not None}
+
+    def _repacked(self, key: str) -> Tensor | None:
+        """Moves one state tensor of every parameter into a packed tensor."""
+        column = new_state(key, self.params, self.columns[key][0].dtype, packed=True)
+        for i, (tensor, old) in enumerate(zip(column, self.columns[key], strict=True)):
+            tensor.copy_(old)
+            if key == "flat_mask":
+                note_layout(tensor, self.params[i])
+            self.entries[i][key] = tensor if key in _PLAIN else wrapped_like(tensor, self.params_of_group[i])
+        self.columns[key] = column
+        return _packed_tensor(key, column, self.params)
 
     def _create(self, key: str, created: list[dict[str, Any]]) -> None:
         """Creates a state tensor for each parameter that lacks it, as views of one packed tensor.
@@ -210,13 +239,21 @@ def new_state(key: str, parts: Sequence[Tensor], dtype: torch.dtype, *, packed: 
     """
     if not parts:
         return []
+    small = [part for part in parts if is_packable(part)] if packed else []
+    views = iter(_packed_zeros(key, small, dtype) if len(small) > 1 else ())
+    return [next(views) if len(small) > 1 and is_packable(part) else _zeros(key, part, dtype) for part in parts]
+
+
+def _zeros(key: str, part: Tensor, dtype: torch.dtype) -> Tensor:
+    if key == "step":
+        return torch.zeros((), dtype=dtype, device=part.device)
+    if key == "flat_mask":
+        return empty_mask(part)
+    return torch.zeros_like(part, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _packed_zeros(key: str, parts: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     device = parts[0].device
-    if not packed or len(parts) == 1:
-        if key == "step":
-            return [torch.zeros((), dtype=dtype, device=device) for _ in parts]
-        if key == "flat_mask":
-            return [empty_mask(part) for part in parts]
-        return [torch.zeros_like(part, dtype=dtype, memory_format=torch.preserve_format) for part in parts]
     if key == "step":
         return list(torch.zeros(len(parts), dtype=dtype, device=device).unbind())
     sizes = [num_bytes(part.numel()) if key == "flat_mask" else part.numel() for part in parts]
