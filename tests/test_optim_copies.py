@@ -297,3 +297,32 @@ def test_a_handle_does_not_keep_the_estimates_of_a_removed_parameter():
     stays.grad = torch.ones(3)
     optimizer.step()
     assert kept() is None
+
+
+@pytest.mark.parametrize("what", [lambda opt: opt, lambda opt: opt.state_dict()], ids=["optimizer", "state_dict"])
+def test_a_pickle_holds_each_state_tensor_once(what):
+    """The state of small parameters shares memory, all of which pickle saves with every view of it."""
+    params = [nn.Parameter(torch.randn(100)) for _ in range(200)]
+    opt = torch_ire.AdmIRE(params, curvature="random")
+    for param in params:
+        param.grad = torch.ones(100)
+    opt.step()
+    theirs = torch.optim.AdamW(params)
+    theirs.step()
+    assert len(pickle.dumps(what(opt))) < 3 * len(pickle.dumps(what(theirs)))
+
+
+def test_a_copy_packs_its_state_again():
+    params = [nn.Parameter(torch.randn(100)) for _ in range(20)]
+    for param in params:
+        param.grad = torch.ones(100)
+    opt = torch_ire.AdmIRE(params, curvature="random")
+    opt.step()
+    twin = copy.deepcopy(opt)
+    for optimizer in (opt, twin):
+        for param, other in zip(optimizer.param_groups[0]["params"], params, strict=True):
+            param.grad = other.grad
+        optimizer.step()
+        kept = [optimizer.state[param]["exp_avg"] for param in optimizer.param_groups[0]["params"]]
+        assert len({tensor.untyped_storage().data_ptr() for tensor in kept}) == 1
+    assert_equal(twin.param_groups[0]["params"], params)

@@ -16,7 +16,7 @@ from torch_ire.packed_mask import num_bytes
 SEGMENT_BYTES = 64
 #: Larger parameters are not packed: an entry of their state in a list costs little beside their arithmetic, and copies
 #: of packed state, which :func:`unpacked` makes, stay small.
-PACKED_NUMEL = 1 << 16
+PACKED_NUMEL = 1 << 17
 
 
 def is_packable(part: Tensor) -> bool:

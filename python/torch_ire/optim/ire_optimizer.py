@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, overload
@@ -107,12 +106,7 @@ class IREOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         labels, whole = self.label_generator, super().__getstate__()
-        state = {
-            key: {k: apart(v) for k, v in entry.items()} if isinstance(entry, dict) else entry
-            for key, entry in whole["state"].items()
-        }
-        position = labels.state_dict() if labels.used else None
-        return {**whole, "state": collections.defaultdict(dict, state), "_labels": position}
+        return {**whole, "state": apart(whole["state"]), "_labels": labels.state_dict() if labels.used else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         labels = state.get("_labels")

@@ -49,7 +49,11 @@ def saved(
 
 
 def apart(value: Any) -> Any:
-    """A state tensor without the others that share its memory, so that ``pickle`` saves it alone."""
+    """State without shared memory: ``pickle`` saves all of the memory with each tensor in it."""
+    if isinstance(value, dict):
+        copied = value.copy()  # the state is a defaultdict
+        copied.update((key, apart(inner)) for key, inner in value.items())
+        return copied
     if not isinstance(value, Tensor):
         return value
     part = local_part(value)

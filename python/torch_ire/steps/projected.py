@@ -81,10 +81,12 @@ def projections(
     calls: dict[int, tuple[Projector, dict[str, Any]]] = {}
     for group in groups:
         projector = projector_of(group)
-        decay = unamplified_decay(group) if projector is not None else 0.0
+        if projector is None:
+            continue
+        decay = unamplified_decay(group)
         # a parameter without a gradient has no decay to leave out
         members = [p for p in group["params"] if id(p) in taking_part and not (decay and p.grad is None)]
-        if projector is None or not members:
+        if not members:
             continue
         scalars = {"kappa": float(enhancement(group)), "decay": decay}
         _, call = calls.setdefault(id(projector), (projector, {**scalars, "params": []}))
