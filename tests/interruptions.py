@@ -76,6 +76,9 @@ def interrupted_after(seconds: float, call: Callable[[], Any]) -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    # a coverage tracer that an exception interrupts while it holds its lock would wait for that lock for ever
+    tracer = sys.gettrace()
+    sys.settrace(None)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         try:
@@ -87,5 +90,6 @@ def interrupted_after(seconds: float, call: Callable[[], Any]) -> None:
         pass
     finally:
         signal.signal(signal.SIGALRM, before)
+        sys.settrace(tracer)
         # torch's own context managers are interrupted too
         torch.set_grad_enabled(True)
