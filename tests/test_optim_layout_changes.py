@@ -135,3 +135,20 @@ def test_an_optimizer_that_replaces_the_data_is_amplified_as_any(make, implement
 
     for p, q in zip(path(make), path(lambda tensor: tensor), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranking", ["parameter", "group"])
+def test_a_second_moment_ranks_in_the_new_format_without_a_gradient(ranking):
+    param, other = nn.Parameter(gradient(99, 0)), nn.Parameter(gradient(99, 1))
+    optimizer = torch_ire.AdmIRE([param, other], curvature="second_moment", mask_interval=1, gamma=0.5, ranking=ranking)
+    param.grad, other.grad = gradient(0, 0), gradient(0, 1)
+    optimizer.step()
+    before = optimizer.state_dict()["state"][0]
+    by_data(param)
+    param.grad = None
+    optimizer.step()
+    after = optimizer.state_dict()["state"][0]
+    largest_flat = after["exp_avg_sq"][after["flat_mask"]].max()
+    assert largest_flat < after["exp_avg_sq"][~after["flat_mask"]].min()
+    if ranking == "parameter":
+        assert torch.equal(after["flat_mask"], before["flat_mask"])

@@ -185,10 +185,11 @@ class MaskEngine:
             self._rank_second_moment(targets, may_have_skipped)
 
     def _rank_second_moment(self, targets: Targets, may_have_skipped: bool) -> bool:
+        # without a gradient since the parameter changed its layout, the moment has the old one
         found = [
-            (index, group, param, local_part(targets.known_state(param)["exp_avg_sq"]))
+            (index, group, param, laid_out_like(local_part(state["exp_avg_sq"]), local_part(param)))
             for index, group, param in targets.parameters("second_moment")
-            if "exp_avg_sq" in targets.known_state(param)
+            if "exp_avg_sq" in (state := targets.known_state(param))
         ]
         ready = _anywhere(len(found), [param for _, _, param in targets.parameters("second_moment")])
         if ready:

@@ -107,12 +107,12 @@ class SAMIRE(IREOptimizer):
 
     def _begin(self) -> None:
         super()._begin()
-        self._perturbation = sam.Perturbation()
+        self._perturbation, self._runs_closure = sam.Perturbation(), False
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Always: a scaler that skips the call of ``step()`` would leave the parameters perturbed."""
-        return True
+        """A scaler that skips ``step()`` would leave the parameters perturbed; Lightning clips inside the closure."""
+        return not self._runs_closure or super()._step_supports_amp_scaling
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`AdmIRE.add_param_group`; a group with a base of its own gets the defaults of that base."""
@@ -273,24 +273,28 @@ class SAMIRE(IREOptimizer):
                 return None
             return outside_graph(self.step, closure)  # type: ignore[no-any-return]
         state.take_over(self.param_groups)
-        # whether the gradients of the perturbed pass are there, or come from one call of the closure
-        has_gradients = state.has_gradients and any(param.grad is not None for param in self._parameters())
-        second = has_gradients or state.is_active
+        has_second_gradients = state.has_gradients and any(param.grad is not None for param in self._parameters())
         if closure is None:
             step_from_theta(self, self._perturbation)
             return None
         loss = None
         try:
-            if not second:
+            if not (has_second_gradients or state.is_active):
                 if self.param_groups[0]["perturbation"] != "random":
-                    with torch.enable_grad():
-                        loss = closure()
+                    loss = self._evaluate(closure)
                 self.first_step(zero_grad=True)
-            with torch.enable_grad():
-                perturbed_loss = closure()
+            perturbed_loss = self._evaluate(closure)
             check_perturbed_gradients(type(self).__name__, self._parameters())
-            step_from_theta(self, self._perturbation)
+            step_from_theta(self, state)
         except BaseException:
             state.restore()
             raise
         return perturbed_loss if loss is None else loss
+
+    @torch.enable_grad()
+    def _evaluate(self, closure: Callable[[], float]) -> float:
+        try:
+            self._runs_closure = True
+            return closure()
+        finally:
+            self._runs_closure = False
