@@ -61,11 +61,16 @@ def repeated(run: Callable[[], object]) -> Callable[[], Callable[[], object]]:
 
 
 def bandwidth(repeats: int) -> dict[str, Any]:
-    """The fastest read, and the fastest update in place, of as many numbers as the large model has."""
+    """The fastest read, and the fastest update in place, of as many numbers as the large model has.
+
+    A read of one tensor alone can stay below what the memory gives to several streams. Floors need the best rate, so a
+    read counts at the rate of the update where that is higher.
+    """
     x = torch.randn(sum(torch.Size(shape).numel() for shape in MODELS["58 M in 75 tensors"]))
     times, _ = interleaved({"read": repeated(x.sum), "update": repeated(lambda: x.mul_(1.0))}, repeats)
     moved = {"read": 4 * x.numel(), "update": 8 * x.numel()}
     rates = {name: moved[name] / t["least"] for name, t in times.items()}
+    rates["read"] = max(rates.values())
     print(f"memory bandwidth: read {rates['read'] / 1e9:.1f} GB/s, update in place {rates['update'] / 1e9:.1f} GB/s")
     return {"memory bandwidth": {"bytes_per_second": rates, "parameters": x.numel()}}
 
